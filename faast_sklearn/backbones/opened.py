@@ -1,0 +1,85 @@
+"""The modules that are open in this process: one for each backbone, device and dtype."""
+
+import collections
+import gc
+import threading
+
+import torch
+
+__all__ = ["open_count", "open_once", "release_backbones"]
+
+# Reentrant, because a registered backbone may open another one. It also keeps the few seconds of
+# loading, in which libraries' verbosity is turned down, to one thread at a time.
+_lock = threading.RLock()
+_named = {}
+_in_memory = collections.OrderedDict()
+_IN_MEMORY_SLOTS = 4  # scikit-learn deep-copies a bare module once a fold; copies must not pile up
+_count = 0
+
+
+def open_once(key, opener, *, in_memory=False):
+    """Return the open backbone of ``key``, opening it if this is the first request.
+
+    Parameters
+    ----------
+    key : hashable
+    opener : callable
+        Called without arguments at most once while the entry lives.
+    in_memory : bool, default=False
+        Whether it wraps a module of the caller's; only the most recent few of those are kept.
+
+    Returns
+    -------
+    Backbone
+    """
+    global _count
+    entries = _in_memory if in_memory else _named
+    with _lock:
+        if key not in entries:
+            entries[key] = opener()
+            _count += 1
+        if in_memory:
+            entries.move_to_end(key)
+            while len(entries) > _IN_MEMORY_SLOTS:
+                entries.popitem(last=False)
+        return entries[key]
+
+
+def open_count():
+    """Count the backbones opened since the process started; clones must not raise it.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones import open_count
+    >>> before = open_count()
+    >>> before >= 0
+    True
+    """
+    return _count
+
+
+def release_backbones():
+    """Forget every open backbone and give its memory back.
+
+    Estimators keep working: the next call opens what it needs again. Memory returns once no
+    running call uses the backbone any more.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones import release_backbones
+    >>> release_backbones()
+    """
+    with _lock:
+        _named.clear()
+        _in_memory.clear()
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        torch.xpu.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

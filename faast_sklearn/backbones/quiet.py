@@ -1,0 +1,35 @@
+"""Keep transformers from talking while a model loads, and leave its verbosity as it was."""
+
+import contextlib
+import functools
+import sys
+
+__all__ = ["quiet_transformers"]
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Silence load reports and weight-loading bars inside the block.
+
+    Callers hold the lock of :mod:`~faast_sklearn.backbones.opened`, so levels are not swapped by
+    two threads at once.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # The GGUF reader has a bar of its own, which knows no switch.
+    gguf = sys.modules.get("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(gguf, "tqdm", None)
+    logging.set_verbosity_error()
+    if bars:
+        logging.disable_progress_bar()
+    if bar is not None:
+        gguf.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if bar is not None:
+            gguf.tqdm = bar

@@ -1,0 +1,113 @@
+"""Which prefixes there are, what each one offers, and how to add yours."""
+
+import fnmatch
+import importlib.util
+import inspect
+import re
+
+from faast_sklearn.backbones.bundled import BundledBackbone
+from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
+from faast_sklearn.backbones.timm_models import TimmBackbone
+from faast_sklearn.errors import BackboneError
+
+__all__ = ["list_backbones", "opener_of", "options_of", "prefixes", "register_backbone"]
+
+_BUILT_IN = {"bundled": BundledBackbone, "hf": HuggingFaceBackbone, "timm": TimmBackbone}
+_registered = dict(_BUILT_IN)
+
+
+def register_backbone(prefix, cls):
+    """Make ``"prefix:NAME"`` a backbone in this process.
+
+    Parameters
+    ----------
+    prefix : str
+        Two or more lower-case letters, digits, "-" or "_".
+    cls : class or callable
+        A :class:`~faast_sklearn.backbones.Backbone` with a classmethod
+        ``open(name, *, device, dtype, **options)``, or such a function. An optional classmethod
+        ``names()`` feeds :func:`list_backbones`. For use with ``n_jobs`` register it in a module
+        that the workers import.
+
+    Raises
+    ------
+    BackboneError
+        If the prefix is built in or malformed, or ``cls`` cannot open anything.
+
+    Examples
+    --------
+    See :class:`~faast_sklearn.backbones.Backbone`.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]+", prefix) or prefix in _BUILT_IN:
+        raise BackboneError(
+            f"prefix {prefix!r} must be two or more of a-z, 0-9, '-', '_' and none of {', '.join(_BUILT_IN)}."
+        )
+    if not callable(getattr(cls, "open", None if isinstance(cls, type) else cls)):
+        raise BackboneError(f"{cls!r} needs a classmethod open(name, *, device, dtype, **options).")
+    _registered[prefix] = cls
+
+
+def prefixes():
+    """Return the known prefixes."""
+    return list(_registered)
+
+
+def opener_of(prefix):
+    """Return the function ``(name, *, device, dtype, **options) -> Backbone`` of a prefix."""
+    target = _registered[prefix]
+    return getattr(target, "open", target)
+
+
+def options_of(prefix, name):
+    """Return the option names that a backbone takes, or ``None`` for any."""
+    options = getattr(_registered[prefix], "options", None)
+    if callable(options):
+        return tuple(options(name))
+    parameters = inspect.signature(opener_of(prefix)).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype"))
+
+
+def list_backbones(pattern="*", *, available_only=True):
+    """List the spec strings that can be named here.
+
+    Parameters
+    ----------
+    pattern : str, default="*"
+        Shell-style pattern over whole specs, such as ``"timm:*resnet*"``; a pattern without a
+        prefix matches every prefix.
+    available_only : bool, default=True
+        ``False`` also lists bundled weights whose package is not installed.
+
+    Returns
+    -------
+    list of str
+        Bundled weights, timm models with pretrained weights (which are downloaded when opened),
+        and the names that registered backbones offer. ``"hf:NAME_OR_PATH"`` cannot be enumerated.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones import list_backbones
+    >>> list_backbones("bundled:*", available_only=False)
+    ['bundled:efficientnet-lite0', 'bundled:minilm-l6', 'bundled:smollm2-135m']
+    """
+    wanted, _, rest = pattern.rpartition(":") if ":" in pattern else ("*", "", pattern)
+    found = []
+    for prefix in fnmatch.filter(prefixes(), wanted):
+        if prefix == "bundled":
+            names = BundledBackbone.names(available_only)
+        elif prefix == "timm":
+            names = _timm_names()
+        else:
+            names = getattr(_registered[prefix], "names", list)()
+        found += [f"{prefix}:{name}" for name in fnmatch.filter(names, rest)]
+    return found
+
+
+def _timm_names():
+    if importlib.util.find_spec("timm") is None:
+        return []
+    import timm
+
+    return timm.list_models(pretrained=True)

@@ -1,0 +1,58 @@
+"""Typed errors and warnings.
+
+Each error is also the built-in type that scikit-learn users already catch (``ValueError``,
+``ImportError``, ``RuntimeError``), so ``except ValueError`` keeps working.
+"""
+
+__all__ = [
+    "BackboneError",
+    "DeviceError",
+    "FaastError",
+    "ForgetError",
+    "InputError",
+    "MissingDependencyError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "TruncationWarning",
+    "UnknownBackboneError",
+]
+
+
+class FaastError(Exception):
+    """Base class of every error that this library raises on purpose."""
+
+
+class InputError(FaastError, ValueError):
+    """A sample, a label or a weight cannot be used; the message names which one and the remedy."""
+
+
+class NonFiniteError(InputError):
+    """NaN or infinite features; the message names the first such row."""
+
+
+class ForgetError(FaastError, ValueError):
+    """``forget`` was asked to take away what was never learnt."""
+
+
+class BackboneError(FaastError, RuntimeError):
+    """A backbone cannot be opened or run; the message says what was tried."""
+
+
+class UnknownBackboneError(BackboneError, ValueError):
+    """No backbone of that name; the message lists near names."""
+
+
+class MissingDependencyError(FaastError, ImportError):
+    """An optional package is missing or broken; the message gives the pip line."""
+
+
+class DeviceError(FaastError, RuntimeError):
+    """The device or dtype that was asked for is not available here."""
+
+
+class OutOfMemoryError(FaastError, MemoryError):
+    """Not even one sample fits into the device's memory."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the backbone reads; the message says how many and how long."""

@@ -1,0 +1,361 @@
+"""Closed-form fast weights from moments: pure functions, usable without an estimator.
+
+All of them minimise, over ``W`` of shape (d, m), a spectrally filtered least-squares problem
+
+    ‖K W − V‖²  with  W = U f(Λ) Uᵀ KᵀV,   KᵀK = U Λ Uᵀ,
+
+and differ in the filter f alone: :func:`ridge_filter` is Tikhonov's ``1 / (λ + penalty)``, :func:`pinv_filter`
+truncates, which is the pseudo-inverse of Bao et al. (arXiv 2605.04651, section 3). ``KᵀK`` comes as a
+:class:`~faast_sklearn.moments.Scatter`, ``KᵀV`` as an array: no example is needed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = [
+    "Solution",
+    "Spectrum",
+    "decompose",
+    "fast_weights",
+    "gcv_pinv",
+    "gcv_ridge",
+    "pinv_filter",
+    "ridge_filter",
+    "solve_cholesky",
+    "solve_pinv",
+    "solve_ridge",
+]
+
+# Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
+_RIDGE_ALPHAS = np.logspace(-6, 4, 201)
+_PINV_ALPHAS = np.linspace(0.0, 1.5, 151)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigendecomposition of a scatter matrix without its null space.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (r,), float64
+        Positive eigenvalues, ascending; r is at most min(N, d).
+    vectors : torch.Tensor of shape (d, r), float64
+        Orthonormal columns.
+    """
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+
+    @property
+    def n_features(self):
+        """Number of features d."""
+        return self.vectors.shape[0]
+
+    @property
+    def mean_value(self):
+        """Mean of all d eigenvalues, zeros included: trace / d."""
+        return float(self.values.sum()) / self.n_features
+
+    @property
+    def condition(self):
+        """Ratio of the largest to the smallest of all d eigenvalues; infinite when some are zero."""
+        if len(self.values) < self.n_features:
+            return float("inf")
+        return float(self.values[-1] / self.values[0])
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Fast weights and what is known about the fit.
+
+    Parameters
+    ----------
+    weights : torch.Tensor of shape (d, m), float64
+    df : float
+        Effective degrees of freedom ``Σ λ f(λ)``, the trace of the hat matrix.
+    alpha : float
+        The regulariser that was used, in the unit of the solver that used it.
+    method : {"cholesky", "eigh"}
+        The factorisation that gave the weights.
+    """
+
+    weights: torch.Tensor
+    df: float
+    alpha: float
+    method: str
+
+
+def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
+    """Solve for the weights that map features to one-hot targets.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        What was learnt.
+    solver : {"ridge", "pinv"}, default="ridge"
+        The spectral filter.
+    alpha : float or "auto", default="auto"
+        Its strength, see :func:`solve_ridge` and :func:`solve_pinv`; "auto" minimises generalised
+        cross-validation along a path of strengths.
+    intercept : bool, default=True
+        Centre keys and values first.
+
+    Returns
+    -------
+    Solution
+        ``weights`` has one column for each class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.moments import ClassMoments
+    >>> from faast_sklearn.solvers import fast_weights
+    >>> K, y = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+    >>> solution = fast_weights(ClassMoments.from_rows(K, y), solver="pinv", alpha=2.0, intercept=False)
+    >>> np.allclose(solution.weights, np.linalg.pinv(K) @ np.eye(2))
+    True
+    """
+    scatter = moments.scatter if intercept else moments.scatter.about_origin()
+    cross = moments.class_sums(centred=intercept).T
+    # Weights are frequencies where they are whole numbers; fractions do not make fewer rows of a row.
+    n_samples = max(moments.weight, moments.n_rows)
+    if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small:
+        solution = solve_cholesky(scatter, cross, alpha)
+        if solution is not None:
+            return solution
+    spectrum = decompose(scatter)
+    if alpha == "auto":
+        total = float(moments.counts.sum() - intercept * (moments.counts**2).sum() / moments.weight)
+        choose = gcv_ridge if solver == "ridge" else gcv_pinv
+        alpha, _ = choose(spectrum, cross, total, n_samples, intercept=intercept)
+    if solver == "ridge":
+        return solve_ridge(spectrum, cross, alpha)
+    return solve_pinv(spectrum, cross, alpha, moments.weight)
+
+
+def decompose(scatter):
+    """Eigendecompose a scatter matrix on whichever side is smaller.
+
+    Parameters
+    ----------
+    scatter : Scatter
+        While it has fewer factor rows than features the r×r Gram matrix of the rows is decomposed,
+        O(r²d + r³); otherwise the d×d matrix, O(d³).
+
+    Returns
+    -------
+    Spectrum
+        Eigenvalues that are zero up to rounding are left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.moments import Scatter
+    >>> from faast_sklearn.solvers import decompose
+    >>> rows = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
+    >>> decompose(Scatter(2.0, torch.zeros(3, dtype=torch.float64), None, (rows,))).values.tolist()
+    [4.0, 9.0]
+    """
+    if scatter.is_small:
+        rows = scatter.factor_rows()
+        values, left = torch.linalg.eigh(rows @ rows.T)
+        kept = _above_rounding(values, scatter.n_features)
+        values, left = values[kept], left[:, kept]
+        return Spectrum(values, (rows.T @ left) / values.sqrt())
+    values, vectors = torch.linalg.eigh(scatter.matrix())
+    kept = _above_rounding(values, scatter.n_features)
+    return Spectrum(values[kept], vectors[:, kept])
+
+
+def _above_rounding(values, n_features):
+    if not len(values):
+        return torch.zeros(0, dtype=torch.bool, device=values.device)
+    return values > torch.clamp(values[-1], min=0) * n_features * torch.finfo(torch.float64).eps
+
+
+def ridge_filter(values, penalty):
+    """Tikhonov's filter ``f(λ) = 1 / (λ + penalty)``.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (r,)
+        Positive eigenvalues.
+    penalty : float or torch.Tensor of shape (k, 1)
+        λ of the ridge objective ``‖K W − V‖² + λ ‖W‖²``.
+
+    Returns
+    -------
+    torch.Tensor of shape (r,) or (k, r)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.solvers import ridge_filter
+    >>> ridge_filter(torch.tensor([1.0, 3.0]), 1.0).tolist()
+    [0.5, 0.25]
+    """
+    return 1.0 / (values + penalty)
+
+
+def pinv_filter(values, rtol):
+    """Truncation ``f(λ) = 1/λ`` where the singular value ``√λ`` exceeds ``rtol · √λ_max``, else 0.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (r,)
+        Positive eigenvalues, ascending.
+    rtol : float or torch.Tensor of shape (k, 1)
+        Relative cutoff of the singular values of K; the paper's is ``N ** -alpha``.
+
+    Returns
+    -------
+    torch.Tensor of shape (r,) or (k, r)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.solvers import pinv_filter
+    >>> pinv_filter(torch.tensor([1.0, 4.0]), 0.9).tolist()
+    [0.0, 0.25]
+    """
+    kept = values > values[-1:] * rtol**2
+    return torch.where(kept, 1.0 / values, torch.zeros_like(values))
+
+
+def solve_ridge(spectrum, cross, alpha):
+    """Ridge regression: minimise ``‖K W − V‖² + λ ‖W‖²`` with ``λ = alpha · trace(KᵀK) / d``.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of ``KᵀK``.
+    cross : torch.Tensor of shape (d, m)
+        ``KᵀV``.
+    alpha : float
+        Regulariser relative to the mean eigenvalue, so that it means the same at any scale of the features.
+
+    Returns
+    -------
+    Solution
+        At a cost of O(d r m).
+    """
+    return _filtered(spectrum, cross, ridge_filter(spectrum.values, alpha * spectrum.mean_value), alpha)
+
+
+def solve_pinv(spectrum, cross, alpha, n_samples):
+    """Truncated pseudo-inverse ``W = pinv(K; rtol = N ** -alpha) V`` of Bao et al. (section 3).
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of ``KᵀK``.
+    cross : torch.Tensor of shape (d, m)
+        ``KᵀV``.
+    alpha : float
+        Exponent of the cutoff.
+    n_samples : float
+        N, or the sum of the weights.
+
+    Returns
+    -------
+    Solution
+        At a cost of O(d r m).
+    """
+    return _filtered(spectrum, cross, pinv_filter(spectrum.values, float(n_samples) ** -alpha), alpha)
+
+
+def _filtered(spectrum, cross, f, alpha):
+    weights = spectrum.vectors @ (f[:, None] * (spectrum.vectors.T @ cross))
+    return Solution(weights, float((spectrum.values * f).sum()), float(alpha), "eigh")
+
+
+def solve_cholesky(scatter, cross, alpha):
+    """Ridge regression for one given ``alpha`` without a decomposition; the same minimum as :func:`solve_ridge`.
+
+    Parameters
+    ----------
+    scatter : Scatter
+        Of the keys.
+    cross : torch.Tensor of shape (d, m)
+        ``KᵀV``.
+    alpha : float
+        As in :func:`solve_ridge`.
+
+    Returns
+    -------
+    Solution or None
+        At a cost of O(d³/3); None where the matrix is not positive definite in float64, so that the caller
+        takes the eigendecomposition instead.
+    """
+    d = scatter.n_features
+    penalty = alpha * scatter.trace() / d
+    matrix = scatter.matrix()
+    matrix.diagonal().add_(penalty)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    # A pivot at the level of rounding says that digits are gone although the factorisation went through.
+    pivots = factor.diagonal()
+    if int(info) or float(pivots.min() / pivots.max()) ** 2 < 1e-13:
+        return None
+    weights = torch.cholesky_solve(cross, factor)
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype, device=factor.device), upper=False)
+    df = d - penalty * float((inverse * inverse).sum())
+    return Solution(weights, max(df, 0.0), float(alpha), "cholesky")
+
+
+def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDGE_ALPHAS):
+    """Generalised cross-validation of :func:`solve_ridge` over a path of ``alphas``, from the statistics alone.
+
+    With ``trVᵀV`` the residual sum of squares needs no second pass over the data:
+    ``RSS = trVᵀV − Σ (2f − λf²) ‖uᵀC‖²``, and ``GCV = (RSS / N) / (1 − (df + 1) / N)²`` (Golub, Heath and
+    Wahba, 1979), the 1 for the intercept.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+    cross : torch.Tensor of shape (d, m)
+    total : float
+        ``trVᵀV`` of the (centred, if ``intercept``) targets.
+    n_samples : float
+        N.
+    intercept : bool, default=True
+    alphas : ndarray of shape (k,)
+        Candidates.
+
+    Returns
+    -------
+    alpha : float
+        The candidate of least GCV; of equals the largest.
+    scores : ndarray of shape (k,)
+        GCV of each; infinite where no degree of freedom is left.
+    """
+    penalties = torch.as_tensor(alphas * spectrum.mean_value, device=spectrum.values.device)[:, None]
+    return _gcv(spectrum, cross, total, n_samples, intercept, np.asarray(alphas), ridge_filter, penalties, strong=-1)
+
+
+def gcv_pinv(spectrum, cross, total, n_samples, *, intercept=True, alphas=_PINV_ALPHAS):
+    """Generalised cross-validation of :func:`solve_pinv` over its exponent; as :func:`gcv_ridge`.
+
+    Returns
+    -------
+    alpha : float
+        The exponent of least GCV; of equals the smallest, which truncates most.
+    scores : ndarray of shape (k,)
+    """
+    cutoffs = torch.as_tensor(float(n_samples) ** -np.asarray(alphas), device=spectrum.values.device)[:, None]
+    return _gcv(spectrum, cross, total, n_samples, intercept, np.asarray(alphas), pinv_filter, cutoffs, strong=0)
+
+
+def _gcv(spectrum, cross, total, n_samples, intercept, alphas, spectral_filter, strength, strong):
+    values = spectrum.values
+    if not len(values):
+        return float(alphas[strong]), np.full(len(alphas), np.inf)
+    power = (spectrum.vectors.T @ cross).square().sum(1)
+    f = spectral_filter(values, strength)
+    df = (f * values).sum(1)
+    rss = (total - ((2.0 - f * values) * f * power).sum(1)).clamp(min=0.0)
+    left = 1.0 - (df + float(intercept)) / n_samples
+    scores = torch.where(left > 1e-3, rss / n_samples / left.square(), torch.full_like(left, torch.inf)).cpu().numpy()
+    best = np.flatnonzero(scores <= scores.min() * (1 + 1e-9))
+    return float(alphas[best[strong]]), scores
