@@ -12,7 +12,7 @@ from faast_sklearn.backbones import as_handle
 from faast_sklearn.batching import stream_features
 from faast_sklearn.device import moments_device, resolve_device
 from faast_sklearn.errors import InputError, NonFiniteError
-from faast_sklearn.inputs import as_samples
+from faast_sklearn.inputs import as_samples, count_samples
 from faast_sklearn.progress import Report
 
 __all__ = ["BackboneFeatures", "FrozenBackboneMixin", "unit_rows"]
@@ -58,6 +58,11 @@ class _PlainSource:
         """Return X as a finite two-dimensional array or tensor."""
         if isinstance(X, torch.Tensor):
             X = self._tensor(X)
+        elif hasattr(X, "__iter__") and not any(hasattr(X, name) for name in ("__getitem__", "__array__", "shape")):
+            raise InputError(
+                f"X is a {type(X).__name__}, read once and in its own order, so it works in fit and partial_fit "
+                "but not here; pass an array of shape (n_samples, d)."
+            )
         else:
             X = _validated_table(self.estimator, X, self.reset, (np.float64, np.float32, np.float16))
         _refuse_non_finite(X, type(self.estimator).__name__)
@@ -85,7 +90,7 @@ class _PlainSource:
         for start in range(0, len(samples), _SLICE_ROWS):
             rows = samples[start : start + _SLICE_ROWS]
             if isinstance(rows, np.ndarray) and device.type != "cpu":
-                rows = torch.tensor(rows, device=device)
+                rows = torch.tensor(np.ascontiguousarray(rows), device=device)
             report.add(len(rows))
             yield np.arange(start, start + len(rows)), rows
 
@@ -209,8 +214,7 @@ class FrozenBackboneMixin:
         return backbone is None or isinstance(backbone, torch.nn.Module)
 
     def _report(self, X, description):
-        total = len(X) if hasattr(X, "__len__") else None
-        return Report(verbose=self.verbose, description=description, total=total)
+        return Report(verbose=self.verbose, description=description, total=count_samples(X))
 
     @contextmanager
     def _unchanged_on_error(self):

@@ -444,8 +444,10 @@ class ClassMoments:
         if not isinstance(other, ClassMoments):
             return NotImplemented
         a, b = self._aligned(other)
-        rows = a.rows - b.rows
-        counts = np.where(rows > 0, a.counts - b.counts, 0.0)
+        # A class stays while weight is left of it, if only of rows that lost a part of theirs.
+        left = a.counts - b.counts
+        rows = np.where(left > 1e-12 * a.counts, np.maximum(a.rows - b.rows, left > 1e-9 * a.counts), 0)
+        counts = np.where(rows > 0, left, 0.0)
         ratio = torch.as_tensor(b.counts / np.where(counts > 0, counts, 1.0), device=a._means.device)[:, None]
         means = a._means + (a._means - b._means) * ratio
         scatter = a.scatter - b.scatter if rows.any() else Scatter.empty(a.n_features, a.scatter.device)

@@ -72,9 +72,11 @@ class LinearReadout:
 def discriminant_readout(solution, moments):
     """Regularised linear discriminant from centred ridge weights.
 
-    Class k scores ``τ (βₖᵀ(x − μ) − ½ ρₖ βₖᵀ(mₖ − μ)) + log πₖ`` with ``βₖ = N (S + λI)⁻¹(mₖ − μ)``, S the pooled
-    within-class scatter, and πₖ the share of class k. The offset's ``ρₖ = 1 − 1/nₖ`` takes off what a mean of nₖ
-    rows cannot know of its own norm: with one example a class it is noise alone.
+    Class k scores ``τ (aₖᵀ Σ⁻¹(x − m̄) − ½ aₖᵀ Σ⁻¹ aₖ) + log πₖ`` with ``Σ = (S + λI) / N``, S the pooled within-class
+    scatter, πₖ the share of class k, and aₖ its mean less the average m̄ of the class means, with one correction: the
+    squared norm ``qₖ = (mₖ − m̄)ᵀ Σ⁻¹ (mₖ − m̄)`` becomes ``q̄^(1 − ρₖ) · qₖ^ρₖ`` with ``ρₖ = (nₖ − 1) / (nₖ + 5)``.
+    A mean of few rows has a direction worth following, but its norm is noise that would favour some classes
+    everywhere: with one example a class all norms are taken as equal, with a hundred as they are.
 
     Parameters
     ----------
@@ -94,13 +96,19 @@ def discriminant_readout(solution, moments):
     root = np.sqrt(counts)
     fitted = means @ weights  # (c, c): row k is the mean centred score of class k
     values, vectors = np.linalg.eigh(_symmetric(root[:, None] * fitted / root))
-    # In exact arithmetic the eigenvalues lie in [0, 1); one means that no within-class spread is left.
-    inverse = (vectors / np.maximum(1.0 - values, 1e-10)) @ vectors.T
+    # In exact arithmetic the eigenvalues lie in [0, 1); one means that no within-class spread is left, and close to
+    # it the digits of the difference are rounding, which would depend on the split of the data.
+    inverse = (vectors / np.hypot(1.0 - values, 1e-5)) @ vectors.T
     mixing = n * inverse / np.outer(root, root)
+    mixing -= mixing.mean(axis=1, keepdims=True)
+    centre = means.mean(axis=0)
+    norms = np.einsum("kd,dk->k", means - centre, weights @ mixing)
+    rows = np.maximum(np.maximum(counts, moments.rows), 1.0)
+    reliability = (rows - 1.0) / (rows + 5.0)
+    shrunk = norms.mean() ** (1.0 - reliability) * np.maximum(norms, 0.0) ** reliability
+    mixing *= np.sqrt(np.divide(shrunk, norms, out=np.ones_like(norms), where=norms > 0))
     beta = weights @ mixing
-    norms = np.einsum("kd,dk->k", means, beta)
-    reliability = 1.0 - 1.0 / np.maximum(np.maximum(counts, moments.rows), 1.0)
-    offset = -0.5 * reliability * (norms - norms.mean())
+    offset = -0.5 * shrunk - centre @ beta
     log_prior = np.log(counts / n)
     left_out, covariance = _left_out_scores(solution, moments, fitted, intercept=True)
     tau = _temperature(left_out @ mixing + offset, mixing.T @ covariance @ mixing, fitted @ mixing, log_prior, moments)
@@ -154,6 +162,16 @@ def _left_out_scores(solution, moments, fitted, intercept):
     return left_out, _symmetric(within) / (max(n - c, 1.0) * (1.0 - leverage) ** 2)
 
 
+def _smooth_root(covariance, scale):
+    """Return the symmetric square root, which unlike eigenvectors has one sign, with rounding near zero damped.
+
+    The root of an eigenvalue that is zero up to rounding at 1e-16 would be 1e-8, and differ with the split of the data.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    floor = 1e-7 * (max(values[-1], 0.0) + scale)
+    return (vectors * (np.sqrt(np.clip(values, 0.0, None) + floor) - np.sqrt(floor))) @ vectors.T
+
+
 def _temperature(means, covariance, fitted, log_prior, moments):
     """Minimise the expected log-loss of ``τ · scores + log_prior`` over τ > 0.
 
@@ -170,13 +188,12 @@ def _temperature(means, covariance, fitted, log_prior, moments):
     trust = max(spare, 0.0) / (max(spare, 0.0) + 3.0 * c)
     if trust == 0.0:
         return float(prior)
-    values, vectors = np.linalg.eigh(covariance)
-    spread = vectors * np.sqrt(np.clip(values, 0.0, None))
+    root = _smooth_root(covariance, scale=np.square(means - means.mean(axis=0)).max())
     rng = np.random.default_rng(0)
     n_draws = max(_N_DRAWS, c)
     classes = np.arange(n_draws) % c
     radius = np.sqrt((_TAIL_DF - 2.0) / rng.chisquare(_TAIL_DF, n_draws))
-    scores = means[classes] + (rng.standard_normal((n_draws, c)) * radius[:, None]) @ spread.T
+    scores = means[classes] + (rng.standard_normal((n_draws, c)) * radius[:, None]) @ root
     share = np.exp(np.log(moments.counts) - np.log(moments.counts).max())[classes]
 
     def slope(log_tau):

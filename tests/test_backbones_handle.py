@@ -80,7 +80,8 @@ def state_hash(module):
 
 def test_importing_the_package_imports_no_model_library():
     code = (
-        "import sys, torch, sklearn.base; before = set(sys.modules); import faast_sklearn.backbones as b; b.backbone('hf:x/y');"
+        "import sys, torch, sklearn.base; before = set(sys.modules);"
+        "import faast_sklearn.backbones as b; b.backbone('hf:x/y');"
         "b.list_backbones('bundled:*'); new = set(sys.modules) - before;"
         "print(sorted(new & {'timm', 'torchvision', 'transformers', 'PIL', 'tqdm', 'pandas'}))"
     )

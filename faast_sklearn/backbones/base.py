@@ -144,8 +144,9 @@ class Backbone(ABC):
                     if not isinstance(tensor, torch.Tensor):
                         continue
                     flat = tensor.detach().reshape(-1)
-                    some = flat[:: max(1, flat.numel() // 1024)].double().cpu()
-                    digest.update(f"{name}{tuple(tensor.shape)}{flat.sum(dtype=torch.float64).item()}".encode())
+                    some = flat[:: max(1, flat.numel() // 1024)].cpu().double()
+                    wide = torch.float32 if flat.device.type == "mps" else torch.float64  # MPS has no float64
+                    digest.update(f"{name}{tuple(tensor.shape)}{flat.sum(dtype=wide).item()}".encode())
                     digest.update(some.numpy().tobytes())
         return digest.hexdigest()
 

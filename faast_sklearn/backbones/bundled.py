@@ -137,7 +137,7 @@ class BundledBackbone:
     def options(cls, name):
         """Return the names of the options that ``name`` takes."""
         if name not in BUNDLED:
-            near = difflib.get_close_matches(name, BUNDLED, n=3, cutoff=0.3) or list(BUNDLED)
+            near = difflib.get_close_matches(name, BUNDLED, n=3, cutoff=0.5) or list(BUNDLED)
             raise UnknownBackboneError(
                 f"no bundled backbone {name!r}; did you mean {' or '.join(f'bundled:{n}' for n in near)}?"
             )

@@ -12,7 +12,7 @@ from faast_sklearn.backbones.opened import open_once
 from faast_sklearn.backbones.optional import explain_imports
 from faast_sklearn.backbones.registry import list_backbones, opener_of, options_of, prefixes
 from faast_sklearn.device import resolve_device, resolve_dtype
-from faast_sklearn.errors import BackboneError, FaastError, MissingDependencyError, UnknownBackboneError
+from faast_sklearn.errors import BackboneError, FaastError, UnknownBackboneError
 
 __all__ = ["BackboneHandle", "as_handle", "backbone"]
 
@@ -258,7 +258,7 @@ def _suggest(text):
     try:
         with explain_imports("timm"):
             known = {spec.partition(":")[2]: spec for spec in list_backbones(available_only=False)}
-    except (MissingDependencyError, FaastError):
+    except FaastError:
         known = {spec.partition(":")[2]: spec for spec in list_backbones("bundled:*", available_only=False)}
     near = [known[n] for n in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
     near += [spec for n, spec in known.items() if n.split(".")[0] == name and spec not in near][:2]

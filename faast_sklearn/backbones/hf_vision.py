@@ -5,7 +5,8 @@ import math
 import torch
 
 from faast_sklearn.backbones.base import Batch, frozen, publish
-from faast_sklearn.backbones.images import ImageBackbone, ImageTransform, read_image
+from faast_sklearn.backbones.image_reading import read_image
+from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.backbones.text import TextBackbone, hidden_state
 from faast_sklearn.errors import BackboneError
 
@@ -61,6 +62,7 @@ def image_reader(processor):
         mean=tuple(get("image_mean")) if normalise else (0.0, 0.0, 0.0),
         std=tuple(get("image_std")) if normalise else (1.0, 1.0, 1.0),
         scale=float(get("rescale_factor", 1 / 255)),
+        crop_down=True,
     )
 
 

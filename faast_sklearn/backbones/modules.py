@@ -8,7 +8,7 @@ import torch
 
 from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
 from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
-from faast_sklearn.backbones.images import open_image, read_image
+from faast_sklearn.backbones.image_reading import open_image, read_image
 from faast_sklearn.errors import BackboneError, InputError
 
 __all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module"]

@@ -1,0 +1,102 @@
+"""What learning costs beside running the network: ``fit`` against the bare loop of preprocessing and forward passes.
+
+Both read the same images (or texts) in the same run, in turn, and the ratio of the median seconds is printed. The bare
+loop is what one would write by hand: read, collate and run one batch after the other, in batches of the same size, and
+keep nothing. ``fit`` does all of that, adds up the statistics, and here also solves, for ``coef_`` is asked for.
+
+Without ``--images``: photographs of 320 by 240 pixels, made up and saved as JPEG files in a temporary folder.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+
+import numpy as np
+
+from faast_sklearn import FaastClassifier, backbone, image_folder
+
+
+def main():
+    args = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.only_texts:
+            images, labels = image_folder(args.images) if args.images else made_up_images(folder, args.n)
+            # Evenly over the classes, which lie one after the other.
+            chosen = np.unique(np.linspace(0, len(images) - 1, args.n).astype(int))
+            network = backbone("bundled:efficientnet-lite0")
+            measure("images", network, images[chosen].tolist(), labels[chosen], args)
+        if not args.only_images:
+            texts, labels = made_up_texts(args.n)
+            measure("texts", backbone("bundled:minilm-l6"), texts, labels, args)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", metavar="DIR", help="folder with one folder of images a class (default: made up)")
+    parser.add_argument("--n", type=int, default=512, help="images, and texts (default: 512)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: 5)")
+    parser.add_argument("--device", help="such as cpu or cuda (default: the best there is)")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--only-images", action="store_true")
+    only.add_argument("--only-texts", action="store_true")
+    return parser.parse_args()
+
+
+def measure(what, network, samples, labels, args):
+    opened = network.open(args.device)
+    size = opened.default_batch_size
+
+    def bare():
+        # Texts of like length share a batch, as in fit; otherwise padding alone would decide.
+        order = sorted(range(len(samples)), key=lambda i: -opened.sort_key(samples[i])) if what == "texts" else None
+        ordered = samples if order is None else [samples[i] for i in order]
+        for start in range(0, len(ordered), size):
+            items = [opened.load(sample) for sample in ordered[start : start + size]]
+            features = opened.forward(opened.collate(items))
+        features.cpu()  # waits for the device
+
+    def fit():
+        classifier = FaastClassifier(network, batch_size=size, device=args.device)
+        return classifier.fit(samples, labels).coef_
+
+    seconds = {bare: [], fit: []}
+    for run in (bare, fit):
+        run()  # the first run of either allocates and warms up
+    for _ in range(args.repeats):
+        for run, taken in seconds.items():
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+    loop, learning = statistics.median(seconds[bare]), statistics.median(seconds[fit])
+    print(
+        f"{what}: {len(samples)} on {opened.device}, batches of {size}: "
+        f"bare loop {loop:.2f} s ({len(samples) / loop:.0f}/s), fit {learning:.2f} s, ratio {learning / loop:.3f}"
+    )
+
+
+def made_up_images(folder, n):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        # Smooth blobs compress like photographs; noise would make decoding dearer than it is.
+        blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((320, 240), Image.BICUBIC)
+        file = pathlib.Path(folder, "abcdefgh"[i % 8], f"{i:06d}.jpg")
+        file.parent.mkdir(exist_ok=True)
+        blobs.save(file, quality=90)
+    return image_folder(folder)
+
+
+def made_up_texts(n):
+    rng = np.random.default_rng(0)
+    words = (
+        "time year people way day man thing woman life child world school state family student group country".split()
+    )
+    lengths = rng.integers(5, 60, n)
+    return [" ".join(rng.choice(words, length)) for length in lengths], np.arange(n) % 8
+
+
+if __name__ == "__main__":
+    main()
