@@ -3,6 +3,7 @@
 import numbers
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -337,14 +338,14 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
                 raise InputError(f"X has {len(samples)} samples and y has {len(labels)}; pass one label for each.")
             classes, codes = np.unique(labels, return_inverse=True)
             weight = _weights(weight, len(samples), self.class_weight, classes, codes)
-            for indices, features in source.stream(samples, report):
-                rows = unit_rows(features) if self.normalize else features
-                with np.errstate(over="ignore", invalid="ignore"):
-                    part = ClassMoments.from_codes(
-                        rows, codes[indices], classes, None if weight is None else weight[indices]
-                    )
-                    _refuse_overflow(part)
-                moments = part if moments is None else moments + part
+            with closing(source.stream(samples, report)) as stream:
+                for indices, features in stream:
+                    rows = unit_rows(features) if self.normalize else features
+                    row_weight = None if weight is None else weight[indices]
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        part = ClassMoments.from_codes(rows, codes[indices], classes, row_weight)
+                        moments = part if moments is None else moments + part
+        _refuse_overflow(moments)  # once, since it waits for the device
         return moments
 
     def _publish(self, moments):
@@ -366,8 +367,8 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         samples = source.samples(X)
         readout = compiled.readout
         out = None
-        with self._report(samples, "predict") as report:
-            for indices, features in source.stream(samples, report):
+        with self._report(samples, "predict") as report, closing(source.stream(samples, report)) as stream:
+            for indices, features in stream:
                 scores = readout.scores(unit_rows(features) if self.normalize else features)
                 if isinstance(scores, np.ndarray):
                     out = np.empty((len(samples), scores.shape[1])) if out is None else out

@@ -1,7 +1,7 @@
 """Samples to features: what the estimators share in front of the moments, and a transformer of it alone."""
 
 import copy
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -74,13 +74,7 @@ class _PlainSource:
             raise InputError(
                 f"X is a {X.dtype} tensor of shape {tuple(X.shape)}; expected floating features (n_samples, d)."
             )
-        if self.reset:
-            self.estimator.n_features_in_ = X.shape[1]
-        elif X.shape[1] != self.estimator.n_features_in_:
-            raise InputError(
-                f"X has {X.shape[1]} features, but {type(self.estimator).__name__} is expecting "
-                f"{self.estimator.n_features_in_} features as input."
-            )
+        _check_columns(self.estimator, X.shape[1], self.reset)
         X = X.detach()
         return X.to(moments_device(X.device))
 
@@ -129,16 +123,19 @@ class _BackboneSource:
         if self.backbone.modality == "tensor" and _is_table(X):
             X = _validated_table(self.estimator, X, self.reset, "numeric")
             _refuse_non_finite(X, type(self.estimator).__name__)
+        elif self.backbone.modality == "tensor" and isinstance(X, torch.Tensor) and X.ndim == 2:
+            _check_columns(self.estimator, X.shape[1], self.reset)
         return as_samples(X, self.backbone.modality)
 
     def stream(self, samples, report):
         """Yield indices and features batch by batch, on the device where moments are kept."""
         device = moments_device(self.device)
         size = self.estimator.batch_size
-        for indices, features in stream_features(self.backbone, samples, batch_size=size, report=report):
-            self._check_width(features.shape[1])
-            self.reset = False
-            yield indices, features.to(device)
+        with closing(stream_features(self.backbone, samples, batch_size=size, report=report)) as stream:
+            for indices, features in stream:
+                self._check_width(features.shape[1])
+                self.reset = False
+                yield indices, features.to(device)
 
     def probe(self, samples):
         """Return the number of features, from the first sample if the backbone cannot say."""
@@ -169,6 +166,18 @@ def _is_table(X):
     if hasattr(X, "shape"):
         return len(X.shape) <= 2
     return hasattr(X, "__array__") or (isinstance(X, (list, tuple)) and not (len(X) and hasattr(X[0], "shape")))
+
+
+def _check_columns(estimator, n_columns, reset):
+    """Do for a tensor what scikit-learn does for a table."""
+    if reset:
+        estimator.n_features_in_ = n_columns
+        estimator.__dict__.pop("feature_names_in_", None)
+    elif n_columns != estimator.n_features_in_:
+        raise InputError(
+            f"X has {n_columns} features, but {type(estimator).__name__} is expecting {estimator.n_features_in_} "
+            "features as input."
+        )
 
 
 def _validated_table(estimator, X, reset, dtype):
@@ -344,8 +353,8 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
         samples = source.samples(X)
         dtype = np.float64 if source.backbone.dtype == torch.float64 else np.float32
         out = np.empty((len(samples), self.n_features_out_), dtype)
-        with self._report(samples, "features") as report:
-            for indices, features in source.stream(samples, report):
+        with self._report(samples, "features") as report, closing(source.stream(samples, report)) as stream:
+            for indices, features in stream:
                 rows = unit_rows(features) if self.normalize else features
                 out[indices] = rows.to(torch.float64 if dtype == np.float64 else torch.float32).cpu().numpy()
         return out

@@ -30,6 +30,8 @@ _N_DRAWS = 2000
 # at the best temperature over all shot counts tried (docs/auto_alpha.md).
 _TAIL_DF = 4.0
 _SLACK = 0.7
+# Grid of log τ.
+_TAU_STEP = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -162,16 +164,6 @@ def _left_out_scores(solution, moments, fitted, intercept):
     return left_out, _symmetric(within) / (max(n - c, 1.0) * (1.0 - leverage) ** 2)
 
 
-def _smooth_root(covariance, scale):
-    """Return the symmetric square root, which unlike eigenvectors has one sign, with rounding near zero damped.
-
-    The root of an eigenvalue that is zero up to rounding at 1e-16 would be 1e-8, and differ with the split of the data.
-    """
-    values, vectors = np.linalg.eigh(covariance)
-    floor = 1e-7 * (max(values[-1], 0.0) + scale)
-    return (vectors * (np.sqrt(np.clip(values, 0.0, None) + floor) - np.sqrt(floor))) @ vectors.T
-
-
 def _temperature(means, covariance, fitted, log_prior, moments):
     """Minimise the expected log-loss of ``τ · scores + log_prior`` over τ > 0.
 
@@ -188,7 +180,9 @@ def _temperature(means, covariance, fitted, log_prior, moments):
     trust = max(spare, 0.0) / (max(spare, 0.0) + 3.0 * c)
     if trust == 0.0:
         return float(prior)
-    root = _smooth_root(covariance, scale=np.square(means - means.mean(axis=0)).max())
+    values, vectors = np.linalg.eigh(covariance)
+    # The symmetric root is one and the same whatever signs and rotations the eigenvectors come in.
+    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
     rng = np.random.default_rng(0)
     n_draws = max(_N_DRAWS, c)
     classes = np.arange(n_draws) % c
@@ -201,13 +195,15 @@ def _temperature(means, covariance, fitted, log_prior, moments):
         chosen = np.einsum("ik,ik->i", scipy.special.softmax(logits, axis=1), scores)
         return share @ (chosen - scores[np.arange(n_draws), classes])
 
-    # The loss is convex in τ, so its slope rises and one root, found to the last digit, repeats whatever the split of
-    # the data was. A hundredfold away from the prior the data have nothing to say.
-    low, high = np.log(prior) - 4.6, np.log(prior) + 4.6
-    if slope(low) >= 0:
-        found = low
-    elif slope(high) <= 0:
-        found = high
+    # The loss is convex in τ, so its slope rises and has one root. A hundredfold away from the prior the data have
+    # nothing to say. Where the classes are all but separated, the within-class spread is a difference of nearly equal
+    # numbers and its last digits depend on the split of the data; a grid finer than the draws are certain does not.
+    span = 4.6
+    if slope(np.log(prior) - span) >= 0:
+        found = -span
+    elif slope(np.log(prior) + span) <= 0:
+        found = span
     else:
-        found = scipy.optimize.brentq(slope, low, high, xtol=1e-13)
-    return float(np.exp(trust * (found + np.log(_SLACK)) + (1.0 - trust) * np.log(prior)))
+        found = scipy.optimize.brentq(lambda x: slope(np.log(prior) + x), -span, span, xtol=1e-9)
+    found = round(found / _TAU_STEP) * _TAU_STEP
+    return float(prior * np.exp(trust * (found + np.log(_SLACK))))

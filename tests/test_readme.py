@@ -1,0 +1,118 @@
+"""The documents' Python blocks run as they stand, and their shell commands name what exists."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from faast_sklearn import FaastClassifier
+from faast_sklearn.readout import discriminant_readout
+from faast_sklearn.solvers import fast_weights
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/user_guide.md", "docs/backbones.md", "docs/how_it_works.md", "docs/index.md")
+
+
+def blocks(document, language):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [
+        (text[: match.start()].count("\n") + 2, match[1])
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    ]
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """A folder with what the documents speak of: photos by class and a table of reviews."""
+    digits = load_digits()
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == label][:6]):
+            pixels = np.kron(image * (255 / 16), np.ones((5, 5))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    rows = [("love it", "good"), ("broke at once", "bad"), ("works", "good"), ("a waste", "bad"), ("fine", "good")]
+    lines = [f"{text},{'north' if i % 2 else 'south'},{label}" for i, (text, label) in enumerate(rows)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,shop,label", *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(document):
+    """Run all Python blocks in one namespace, as a reader who pastes one after the other."""
+    found = blocks(document, "python")
+    assert found
+    namespace = {}
+    for line, source in found:
+        # Compiled at its own line, so that a traceback points into the document.
+        exec(compile("\n" * (line - 1) + source, str(ROOT / document), "exec"), namespace)
+    return namespace
+
+
+def test_readme_runs(stand_ins):
+    left = run("README.md")
+    # "as if they had never been there"
+    rest = FaastClassifier().fit(left["X"][100:], left["y"][100:])
+    np.testing.assert_allclose(left["clf"].coef_, rest.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_user_guide_runs(stand_ins):
+    left = run("docs/user_guide.md")
+    # "what one pass over both would have given"
+    F, labels, together = left["F"], left["labels"], left["together"]
+    whole = FaastClassifier().fit(F, labels)
+    np.testing.assert_allclose(left["readout"].coef, discriminant(whole.moments_).coef, rtol=1e-6, atol=1e-9)
+    assert together.classes.tolist() == ["cat", "dog"]
+    assert (stand_ins / "classifier.joblib").is_file()
+
+
+def discriminant(moments):
+    return discriminant_readout(fast_weights(moments), moments)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / name if name else ROOT / document
+        assert file.exists(), f"{document} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert anchor in anchors, f"{document} links to {target}; anchors are {anchors}"
+
+
+def command(marker):
+    """The shell command of the README below a marker, as .ci/run reads it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^<!-- {marker} -->\n```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return found.strip()
+
+
+@pytest.mark.parametrize("marker", ["run", "test"])
+def test_readme_commands_name_what_exists(marker):
+    line = command(marker)
+    assert "\n" not in line
+    tokens = shlex.split(line)
+    for token in tokens:
+        if token.endswith(".py"):
+            assert (ROOT / token).is_file()
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r"\.\[([\w,]+)\]", line)
+    assert extras
+    for extra in extras[0].split(","):
+        assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), f"no extra {extra!r}"
+
+
+def test_ci_runs_the_readme_test_command():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "<!-- test -->" in script
+    assert "pytest" in command("test")
