@@ -13,6 +13,7 @@ case and near ``1e-15 · trace`` in practice, whatever the order and the split o
 import itertools
 
 import numpy as np
+import scipy.linalg.blas
 import scipy.sparse
 import torch
 
@@ -41,31 +42,64 @@ def _like(X, values):
     return values if isinstance(X, np.ndarray) else torch.as_tensor(values, device=X.device)
 
 
+def _rough_mean(X, weight):
+    """Return about the mean of rows in float64: what it misses is found later and taken off exactly.
+
+    Unweighted, a thousand rows from all over X are enough to lose no digits. Weighted, one row may outweigh all
+    others, so that all are looked at, in the precision they have.
+    """
+    if weight is None:
+        return _float64(X[:: max(1, len(X) // 1024)]).mean(0)
+    weight = _like(X, weight / weight.sum())
+    if isinstance(X, np.ndarray):
+        return _float64(weight[:, 0].astype(np.result_type(X.dtype, np.float32)) @ X)
+    return (weight.T.to(X.dtype) @ X)[0].to(torch.float64)
+
+
+def _centred(X, shift, scratch):
+    """Return ``X − shift`` in float64, in ``scratch`` if any: new pages cost as much as the subtraction."""
+    if scratch is None:
+        return _float64(X) - shift
+    return np.subtract(X, shift, out=scratch[: len(X)])
+
+
 def _sum_by_class(rows, codes, c):
     """Return the (c, d) sums of rows with the same code."""
-    if isinstance(rows, np.ndarray):
-        indicator = scipy.sparse.csr_array(
-            (np.ones(len(codes)), codes, np.arange(len(codes) + 1)), shape=(len(codes), c)
-        )
-        return indicator.T @ rows
-    # A product with indicators is deterministic on a GPU, where adding by index is not.
-    index = torch.as_tensor(codes, device=rows.device, dtype=torch.int64)
-    return torch.nn.functional.one_hot(index, c).to(torch.float64).T @ rows
+    n = len(codes)
+    if not isinstance(rows, np.ndarray):
+        # A product with indicators is deterministic on a GPU, where adding by index is not.
+        index = torch.as_tensor(codes, device=rows.device, dtype=torch.int64)
+        return torch.nn.functional.one_hot(index, c).to(torch.float64).T @ rows
+    if c <= 32:
+        indicator = np.zeros((c, n))
+        indicator[codes, np.arange(n)] = 1.0
+        return indicator @ rows
+    return scipy.sparse.csr_array((np.ones(n), codes, np.arange(n + 1)), shape=(n, c)).T @ rows
 
 
-def _crossproduct(rows):
-    """Return ``rowsᵀ rows`` as one symmetric rank-k update."""
+def _add_crossproduct(total, rows):
+    """Add ``rowsᵀ rows`` to the part of ``total`` on and below its diagonal, in place.
+
+    Work is half of a general product's on the host, where BLAS has a symmetric rank-k update, and five eighths
+    elsewhere, where column panels are multiplied with the columns up to their own end.
+    """
     if isinstance(rows, np.ndarray):
-        # NumPy recognises AᵀA and calls syrk, at half the multiplications of torch's general product.
-        return torch.from_numpy(np.matmul(rows.T, rows))
-    d = rows.shape[1]
-    out = torch.empty(d, d, dtype=rows.dtype, device=rows.device)
-    # Column panels against the columns up to their own end: 5/8 of the general product's work.
-    edges = [d * i // 4 for i in range(5)]
+        # Fortran order is what BLAS takes without a copy; transposed, its upper triangle is our lower one.
+        scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=total.numpy().T, overwrite_c=1)
+        return
+    edges = [len(total) * i // 4 for i in range(5)]
     for start, stop in itertools.pairwise(edges):
-        torch.mm(rows[:, start:stop].T, rows[:, :stop], out=out[start:stop, :stop])
-        out[:start, start:stop] = out[start:stop, :start].T
-    return out
+        total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+
+
+def _mirror(total):
+    """Copy the part of a square tensor below the diagonal to the part above it, in place, panel by panel."""
+    edges = [len(total) * i // 8 for i in range(9)]
+    for start, stop in itertools.pairwise(edges):
+        total[:start, start:stop] = total[start:stop, :start].T
+        corner = total[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+    return total
 
 
 class Scatter:
@@ -129,7 +163,8 @@ class Scatter:
         d = self.n_features
         total = self.mean.new_zeros((d, d)) if self._dense is None else self._dense.clone()
         if self._factors:
-            total += _crossproduct(_host(self.factor_rows()))
+            _add_crossproduct(total, _host(self.factor_rows()))
+            _mirror(total)
         return total
 
     def variances(self):
@@ -319,49 +354,48 @@ class ClassMoments:
             if len(kept) < len(sample_weight):
                 at = kept if isinstance(X, np.ndarray) else torch.as_tensor(kept, device=X.device)
                 X, codes, sample_weight = X[at], codes[kept], sample_weight[kept]
-        if not len(X):
-            return cls.empty(X.shape[1], X.device if isinstance(X, torch.Tensor) else "cpu")
-        total = None
-        # Small batches are one block; long arrays are cut so that the float64 copy stays small.
-        for start in range(0, len(X), _BLOCK_ROWS):
-            part = slice(start, start + _BLOCK_ROWS)
-            weight = None if sample_weight is None else sample_weight[part]
-            block = cls._of_block(X[part], codes[part], classes, weight)
-            total = block if total is None else total._absorb(block)
-        return total._compact()
-
-    @classmethod
-    def _of_block(cls, X, codes, classes, weight):
-        c, n = len(classes), len(X)
+        device = X.device if isinstance(X, torch.Tensor) else "cpu"
+        n, c, d = len(X), len(classes), X.shape[1]
+        if not n:
+            return cls.empty(d, device)
         rows = np.bincount(codes, minlength=c)
-        counts = rows.astype(np.float64) if weight is None else np.bincount(codes, weights=weight, minlength=c)
-        total = float(counts.sum())
+        counts = rows.astype(np.float64)
+        if sample_weight is not None:
+            counts = np.bincount(codes, weights=sample_weight, minlength=c)
         # From here on NumPy on the host (its element-wise operations start no threads, which matters for batches
         # of a few rows) and torch elsewhere; the expressions are the same for both.
-        if weight is not None:
-            weight = _like(X, weight)[:, None]
-        # A rough centre suffices to lose no digits: what it misses is in the sums below and taken off exactly.
-        shift = _float64(X[:: max(1, n // 64)]).mean(0)
-        centred = _float64(X) - shift
-        sums = _sum_by_class(centred if weight is None else centred * weight, codes, c)
-        if weight is not None:
-            centred *= weight**0.5
+        weight = None if sample_weight is None else _like(X, sample_weight)[:, None]
+        shift = _rough_mean(X, weight)
+        few = n <= _PENDING_ROWS
+        dense = None if few else torch.zeros((d, d), dtype=torch.float64, device=device)
+        scratch = None if few or device != "cpu" else np.empty((min(n, _BLOCK_ROWS), d))
+        sums = 0.0
+        for start in range(0, n, _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            centred = _centred(X[part], shift, scratch)
+            if weight is None:
+                sums = sums + _sum_by_class(centred, codes[part], c)
+            else:
+                sums = sums + _sum_by_class(centred * weight[part], codes[part], c)
+                centred *= weight[part] ** 0.5
+            if not few:
+                _add_crossproduct(dense, centred)
+        total = float(counts.sum())
         offset = sums.sum(0) / total
         mean = torch.as_tensor(shift + offset)
-        if n <= _PENDING_ROWS:
+        if few:
             # Stays a factor; its rows must be centred exactly, and there are few enough to touch twice.
             centred -= offset if weight is None else weight**0.5 * offset
             # A single row lies at its own mean.
             scatter = Scatter(total, mean, None, (torch.as_tensor(centred),) if n > 1 else ())
         else:
-            dense = _crossproduct(centred)
-            dense.addr_(torch.as_tensor(offset), torch.as_tensor(offset), alpha=-total)
-            scatter = Scatter(total, mean, dense)
+            offset = torch.as_tensor(offset)
+            scatter = Scatter(total, mean, _mirror(dense).addr_(offset, offset, alpha=-total))
         means = shift + sums / _like(X, np.where(counts > 0, counts, 1.0))[:, None]
-        return cls(classes, counts, rows.astype(np.int64), torch.as_tensor(means), scatter)
+        return cls(classes, counts, rows.astype(np.int64), torch.as_tensor(means), scatter)._compact()
 
     def _absorb(self, other):
-        """Return ``self + other`` for the same ``classes``, without copying a private dense scatter."""
+        """Return ``self + other`` for the same ``classes``."""
         counts = self.counts + other.counts
         share = torch.as_tensor(other.counts / np.where(counts > 0, counts, 1.0), device=self._means.device)[:, None]
         means = self._means + (other._means - self._means) * share

@@ -25,15 +25,15 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from faast_sklearn import BackboneFeatures, FaastClassifier, backbone
 from faast_sklearn.backbones import open_count, release_backbones
 
-_chosen = np.concatenate([np.flatnonzero(load_digits().target == k)[:10] for k in (0, 1, 4)])
+_chosen = np.concatenate([np.flatnonzero(load_digits().target == k)[:6] for k in (0, 1, 4)])
 IMAGES, DIGITS = (load_digits().images[_chosen] * 15).astype(np.uint8), load_digits().target[_chosen]
 ROWS = load_digits().data[_chosen]
 ANIMALS = [f"the {a} {v}" for a in ("cat", "dog", "horse", "cow") for v in ("sleeps", "eats", "runs away")]
 MONEY = [f"the {a} {v}" for a in ("bank", "loan", "stock", "tax") for v in ("is due", "went up", "was repaid")]
 TEXTS, TOPICS = ANIMALS + MONEY, np.repeat(["animals", "money"], 12)
 
-# One quarter of the usual side keeps real weights cheap.
-SMALL_IMAGES = backbone("bundled:efficientnet-lite0", image_size=64)
+# A seventh of the usual side keeps real weights cheap.
+SMALL_IMAGES = backbone("bundled:efficientnet-lite0", image_size=32)
 
 KINDS = {
     "rows": ({}, ROWS, DIGITS, 0.8),
@@ -136,28 +136,29 @@ def test_a_parallel_search_equals_a_serial_one_and_opens_once_a_worker(spec):
     serial = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(X, y)
     assert np.array_equal(search.cv_results_["mean_test_accuracy"], serial.cv_results_["mean_test_score"])
     counts = np.array([search.cv_results_[f"split{i}_test_openings"] for i in range(2)])
-    assert counts.max() <= (1 if spec else 0)
+    assert counts.max() <= 1
 
 
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_calibration_wraps_it(kind, ensemble):
-    clf, X, y, _ = kind
-    for method in ("sigmoid", "isotonic") if isinstance(X, np.ndarray) and X.ndim == 2 else ("sigmoid",):
-        calibrated = CalibratedClassifierCV(clf, method=method, cv=2, ensemble=ensemble).fit(X, y)
-        assert calibrated.predict_proba(X).shape == (len(y), len(set(y)))
-        assert calibrated.score(X, y) >= 0.8
+    clf, X, y, floor = kind
+    calibrated = CalibratedClassifierCV(clf, cv=2, ensemble=ensemble).fit(X, y)
+    assert calibrated.predict_proba(X).shape == (len(y), len(set(y)))
+    assert calibrated.score(X, y) >= floor
 
 
-def test_voting_and_stacking_take_it(kind):
-    clf, X, y, _ = kind
-    members = [("a", clf), ("b", clone(clf).set_params(solver="pinv", alpha=0.8))]
-    for voting in ("soft", "hard"):
-        ensemble = VotingClassifier(members, voting=voting).fit(X, y)
-        assert ensemble.score(X, y) >= 0.8
+def test_votes_are_counted(kind):
+    clf, X, y, floor = kind
+    ensemble = VotingClassifier([("a", clf), ("b", clone(clf).set_params(solver="pinv", alpha=0.8))], voting="soft")
+    ensemble.fit(X, y)
     mean = np.mean([member.predict_proba(X) for member in ensemble.estimators_], axis=0)
-    soft = VotingClassifier(members, voting="soft").fit(X, y)
-    np.testing.assert_allclose(soft.predict_proba(X), mean, atol=1e-6)
-    assert StackingClassifier(members, cv=2).fit(X, y).score(X, y) >= 0.8
+    np.testing.assert_allclose(ensemble.predict_proba(X), mean, atol=1e-6)
+    assert ensemble.set_params(voting="hard").score(X, y) >= floor
+
+
+def test_stacks_are_built():
+    for clf, X, y in ((FaastClassifier(), ROWS, DIGITS), (FaastClassifier("bundled:minilm-l6"), TEXTS, TOPICS)):
+        assert StackingClassifier([("a", clf)], cv=2).fit(X, y).score(X, y) >= 0.8
 
 
 def test_one_against_the_rest():
@@ -175,25 +176,33 @@ def test_clones_are_unfitted_and_share_the_backbone(kind):
     assert clone(again).class_weight is not again.class_weight
 
 
-def copies(clf):
+def by_pickle(clf):
+    return pickle.loads(pickle.dumps(clf))
+
+
+def by_joblib(clf):
     stream = io.BytesIO()
     joblib.dump(clf, stream)
     stream.seek(0)
-    return [copy.deepcopy(clf), copy.copy(clf), pickle.loads(pickle.dumps(clf)), joblib.load(stream)]
+    return joblib.load(stream)
 
 
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, copy.copy, lambda clf: pickle.loads(pickle.dumps(clf)), by_joblib]
+)
 @pytest.mark.parametrize("solved", [False, True])
-def test_copies_predict_the_same_and_go_their_own_way(kind, solved):
-    clf, X, y, _ = kind
-    clf = clone(clf).fit(X[:-4], y[:-4])
-    if solved:
-        clf.predict(X[:1])
-    expected = clone(clf).fit(X[:-4], y[:-4]).predict_proba(X)
-    for twin in copies(clf):
+def test_copies_predict_the_same_and_go_their_own_way(duplicate, solved):
+    for options, X, y, _ in (KINDS["rows"], KINDS["texts"]):
+        clf = FaastClassifier(**options).fit(X[:-4], y[:-4])
+        if solved:
+            clf.predict(X[:1])
+        twin = duplicate(clf)
+        expected = clf.predict_proba(X)
         assert np.array_equal(twin.predict_proba(X), expected)
         twin.partial_fit(X[-4:], y[-4:])
         assert (twin.n_samples_seen_, clf.n_samples_seen_) == (len(y), len(y) - 4)
-    assert np.array_equal(clf.predict_proba(X), expected)
+        assert np.array_equal(clf.predict_proba(X), expected)
+        assert not np.array_equal(twin.predict_proba(X), expected)
 
 
 def test_pickles_hold_statistics_and_no_weights(kind):
@@ -205,18 +214,23 @@ def test_pickles_hold_statistics_and_no_weights(kind):
     assert len(pickle.dumps(clf)) < 2000
 
 
-def test_a_pickle_is_read_without_opening_a_backbone(tmp_path):
-    clf = FaastClassifier("bundled:minilm-l6", device="cpu").fit(TEXTS, TOPICS)
+def test_importing_and_unpickling_load_no_model_library_and_open_nothing(tmp_path):
     path = tmp_path / "clf.pkl"
-    path.write_bytes(pickle.dumps(clf))
-    code = (
-        "import pickle, sys; clf = pickle.load(open(sys.argv[1], 'rb'));"
-        "from faast_sklearn.backbones import open_count;"
-        "print(list(clf.classes_), clf.coef_.shape, clf.n_samples_seen_, open_count(), 'transformers' in sys.modules);"
-        "print(clf.predict(['a mouse hides'])[0], open_count())"
-    )
+    path.write_bytes(pickle.dumps(FaastClassifier("bundled:minilm-l6", device="cpu").fit(TEXTS, TOPICS)))
+    # torch itself may import tqdm and PIL.
+    code = """
+import pickle, sys, torch, sklearn.base
+before = set(sys.modules)
+import faast_sklearn
+from faast_sklearn.backbones import open_count
+repr(faast_sklearn.BackboneFeatures("hf:x/y"))
+clf = pickle.load(open(sys.argv[1], "rb"))
+print(clf.classes_.tolist(), clf.coef_.shape, clf.n_samples_seen_, open_count())
+print(sorted({"timm", "torchvision", "transformers", "PIL", "tqdm", "pandas"} & (set(sys.modules) - before)))
+print(clf.predict(["a mouse hides"])[0], open_count())
+"""
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines() == ["['animals', 'money'] (1, 384) 24 0 False", "animals 1"]
+    assert result.stdout.splitlines() == ["['animals', 'money'] (1, 384) 24 0", "[]", "animals 1"]
 
 
 def test_sample_weights_are_routed():
@@ -252,13 +266,3 @@ def test_nested_parameters_and_names_of_columns():
     by_frame = clone(text).fit(shuffled.to_frame("text"), topics).predict_proba(TEXTS)
     np.testing.assert_allclose(by_series, clone(text).fit(TEXTS, TOPICS).predict_proba(TEXTS), atol=1e-5)
     np.testing.assert_allclose(by_series, by_frame, atol=1e-7)
-
-
-def test_importing_the_package_imports_no_model_library_and_opens_nothing():
-    code = (
-        "import sys, faast_sklearn as f; clf = f.FaastClassifier('bundled:minilm-l6'); repr(clf); clf.get_params();"
-        "f.BackboneFeatures('hf:x/y'); from faast_sklearn.backbones import open_count;"
-        "print(sorted({'timm', 'torchvision', 'transformers', 'PIL', 'tqdm'} & set(sys.modules)), open_count())"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[] 0"
