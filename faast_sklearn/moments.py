@@ -301,8 +301,8 @@ class ClassMoments:
     >>> b = ClassMoments.from_rows(X[2:], np.array(["v"]))
     >>> (a + b).counts
     array([1., 2.])
-    >>> (a + b).scatter.matrix().tolist()
-    [[8.0, 8.0], [8.0, 10.666666666666666]]
+    >>> (a + b).scatter.matrix().numpy().round(6).tolist()
+    [[8.0, 8.0], [8.0, 10.666667]]
     """
 
     __slots__ = ("_means", "classes", "counts", "rows", "scatter")

@@ -78,7 +78,8 @@ def discriminant_readout(solution, moments):
     scatter, πₖ the share of class k, and aₖ its mean less the average m̄ of the class means, with one correction: the
     squared norm ``qₖ = (mₖ − m̄)ᵀ Σ⁻¹ (mₖ − m̄)`` becomes ``q̄^(1 − ρₖ) · qₖ^ρₖ`` with ``ρₖ = (nₖ − 1) / (nₖ + 5)``.
     A mean of few rows has a direction worth following, but its norm is noise that would favour some classes
-    everywhere: with one example a class all norms are taken as equal, with a hundred as they are.
+    everywhere: with one example a class all norms are taken as equal, with a hundred as they are. For the same
+    reason S takes in the share ``c / 5N`` of the between-class scatter, which vanishes as N grows.
 
     Parameters
     ----------
@@ -98,9 +99,9 @@ def discriminant_readout(solution, moments):
     root = np.sqrt(counts)
     fitted = means @ weights  # (c, c): row k is the mean centred score of class k
     values, vectors = np.linalg.eigh(_symmetric(root[:, None] * fitted / root))
-    # In exact arithmetic the eigenvalues lie in [0, 1); one means that no within-class spread is left, and close to
-    # it the digits of the difference are rounding, which would depend on the split of the data.
-    inverse = (vectors / np.hypot(1.0 - values, 1e-5)) @ vectors.T
+    # In exact arithmetic the eigenvalues lie in [0, 1); one means that no within-class spread is left.
+    doubt = len(counts) / (5.0 * max(n, moments.n_rows))
+    inverse = (vectors / np.maximum(1.0 - (1.0 - doubt) * values, 1e-5)) @ vectors.T
     mixing = n * inverse / np.outer(root, root)
     mixing -= mixing.mean(axis=1, keepdims=True)
     centre = means.mean(axis=0)

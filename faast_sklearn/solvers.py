@@ -30,6 +30,7 @@ __all__ = [
 
 # Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
 _RIDGE_ALPHAS = np.logspace(-6, 4, 201)
+_ALPHA_PRIOR = (10.0, 0.3)  # median, and spread in decades
 _MOST_DF = 0.6  # of the samples; see gcv_ridge
 _PINV_ALPHAS = np.linspace(0.0, 1.5, 151)
 
@@ -129,8 +130,10 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
     spectrum = decompose(scatter)
     if alpha == "auto":
         total = float(moments.counts.sum() - intercept * (moments.counts**2).sum() / moments.weight)
-        choose = gcv_ridge if solver == "ridge" else gcv_pinv
-        alpha, _ = choose(spectrum, cross, total, n_samples, intercept=intercept)
+        if solver == "ridge":
+            alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
+        else:
+            alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, intercept=intercept)
     if solver == "ridge":
         return solve_ridge(spectrum, cross, alpha)
     return solve_pinv(spectrum, cross, alpha, moments.weight)
@@ -305,7 +308,7 @@ def solve_cholesky(scatter, cross, alpha):
     return Solution(weights, max(df, 0.0), float(alpha), "cholesky")
 
 
-def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDGE_ALPHAS):
+def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDGE_ALPHAS, prior=None):
     """Generalised cross-validation of :func:`solve_ridge` over a path of ``alphas``, from the statistics alone.
 
     With ``trVᵀV`` the residual sum of squares needs no second pass over the data:
@@ -327,16 +330,25 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDG
     intercept : bool, default=True
     alphas : ndarray of shape (k,)
         Candidates.
+    prior : (float, float), optional
+        Median and spread in decades of a log-normal prior, ``(log₁₀(alpha / median) / spread)² / (N m)`` added to
+        log GCV: what to take while N is too small for the data to tell. It counts as much as one number of the N m.
 
     Returns
     -------
     alpha : float
-        The candidate of least GCV; of equals the largest.
+        The candidate of least GCV, with the prior if there is one; of equals the largest.
     scores : ndarray of shape (k,)
         GCV of each; infinite where refused.
     """
     penalties = torch.as_tensor(alphas * spectrum.mean_value, device=spectrum.values.device)[:, None]
-    return _gcv(spectrum, cross, total, n_samples, intercept, np.asarray(alphas), ridge_filter, penalties, strong=-1)
+    scores = _gcv(spectrum, cross, total, n_samples, intercept, ridge_filter, penalties)
+    posterior = scores
+    if prior is not None:
+        median, spread = prior
+        distance = np.log10(np.maximum(alphas, np.finfo(float).tiny) / median) / spread
+        posterior = scores * np.exp(distance**2 / (n_samples * cross.shape[1]))
+    return _least(alphas, posterior, strong=-1), scores
 
 
 def gcv_pinv(spectrum, cross, total, n_samples, *, intercept=True, alphas=_PINV_ALPHAS):
@@ -349,19 +361,23 @@ def gcv_pinv(spectrum, cross, total, n_samples, *, intercept=True, alphas=_PINV_
     scores : ndarray of shape (k,)
     """
     cutoffs = torch.as_tensor(float(n_samples) ** -np.asarray(alphas), device=spectrum.values.device)[:, None]
-    return _gcv(spectrum, cross, total, n_samples, intercept, np.asarray(alphas), pinv_filter, cutoffs, strong=0)
+    scores = _gcv(spectrum, cross, total, n_samples, intercept, pinv_filter, cutoffs)
+    return _least(alphas, scores, strong=0), scores
 
 
-def _gcv(spectrum, cross, total, n_samples, intercept, alphas, spectral_filter, strength, strong):
+def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strength):
     values = spectrum.values
     if not len(values):
-        return float(alphas[strong]), np.full(len(alphas), np.inf)
+        return np.full(len(strength), np.inf)
     power = (spectrum.vectors.T @ cross).square().sum(1)
     f = spectral_filter(values, strength)
     df = (f * values).sum(1)
     rss = (total - ((2.0 - f * values) * f * power).sum(1)).clamp(min=0.0)
     left = 1.0 - (df + float(intercept)) / n_samples
     scores = rss / n_samples / left.clamp(min=1e-3).square()
-    scores = scores.masked_fill(df > _MOST_DF * n_samples, torch.inf).cpu().numpy()
-    best = np.flatnonzero(scores <= scores.min() * (1 + 1e-9))
-    return float(alphas[best[strong]]), scores
+    return scores.masked_fill(df > _MOST_DF * n_samples, torch.inf).cpu().numpy()
+
+
+def _least(alphas, scores, strong):
+    """Return the candidate of least score; of those equal up to rounding the one at the ``strong`` end."""
+    return float(alphas[np.flatnonzero(scores <= scores.min() * (1 + 1e-9))[strong]])
