@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import assert_all_finite, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
-from faast_sklearn.features import FrozenBackboneMixin, unit_rows
+from faast_sklearn.extraction import FrozenBackboneMixin, unit_rows
 from faast_sklearn.inputs import count_samples, iter_chunks
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.readout import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.solvers import fast_weights
+from faast_sklearn.targets import check_labels, row_weights, union_of_labels
 
 __all__ = ["FaastClassifier"]
 
@@ -315,9 +314,9 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
             if reset and not moments.n_rows:
                 raise InputError("every sample_weight is zero, so there is nothing to learn from.")
             if classes is not None:
-                self._declared = _union(self._declared, np.unique(_labels(classes, "classes")))
+                self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
-                _union(self.moments_.classes, moments.classes)  # refuses labels that do not mix
+                union_of_labels(self.moments_.classes, moments.classes)  # refuses labels that do not mix
                 moments = self.moments_ + moments
             self.device_ = str(source.device)
             self._publish(moments)
@@ -333,11 +332,11 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         moments = None
         for chunk, labels, weight in iter_chunks(X, y, sample_weight):
             samples = source.samples(chunk)
-            labels = _labels(labels, "y")
+            labels = check_labels(labels, "y")
             if len(labels) != len(samples):
                 raise InputError(f"X has {len(samples)} samples and y has {len(labels)}; pass one label for each.")
             classes, codes = np.unique(labels, return_inverse=True)
-            weight = _weights(weight, len(samples), self.class_weight, classes, codes)
+            weight = row_weights(weight, len(samples), self.class_weight, classes, codes)
             with closing(source.stream(samples, report)) as stream:
                 for indices, features in stream:
                     rows = unit_rows(features) if self.normalize else features
@@ -350,7 +349,7 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
 
     def _publish(self, moments):
         """Make new moments current, as the last step of a change."""
-        classes = _union(moments.classes, self._declared)
+        classes = union_of_labels(moments.classes, self._declared)
         compiled = _Compiled(moments, classes, self.solver, self.alpha, self.fit_intercept)
         self.__dict__.update(moments_=moments, n_samples_seen_=moments.n_rows, classes_=classes, _compiled=compiled)
 
@@ -466,64 +465,6 @@ class _Compiled:
 def _binary_difference(rows):
     """Reduce two rows (classes first) to what speaks for the second; one or many rows stay."""
     return rows[1:] - rows[:1] if len(rows) == 2 else rows
-
-
-def _union(a, b):
-    if not len(a) or not len(b):
-        return a if len(a) else b
-    if (a.dtype.kind in "US") != (b.dtype.kind in "US") and "O" not in (a.dtype.kind, b.dtype.kind):
-        raise InputError(f"labels of type {a.dtype} and {b.dtype} do not mix; use one type for all.")
-    try:
-        return np.union1d(a, b)
-    except TypeError as error:
-        raise InputError(f"labels such as {a[0]!r} and {b[0]!r} do not mix; use one type for all.") from error
-
-
-def _labels(y, name):
-    if y is None:
-        raise InputError("This estimator requires y to be passed, but the target y is None.")
-    try:
-        y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name=name)
-        check_classification_targets(y)
-        if y.dtype.kind == "O":
-            np.unique(y)
-    except TypeError as error:
-        kinds = sorted({type(label).__name__ for label in y})
-        raise InputError(f"{name} mixes labels that cannot be ordered ({', '.join(kinds)}); use one type.") from error
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return y
-
-
-def _weights(sample_weight, n, class_weight, classes, codes):
-    """Return the weight of each row, or None where all are 1."""
-    if sample_weight is None and class_weight is None:
-        return None
-    if sample_weight is None:
-        weight = np.ones(n)
-    else:
-        weight = np.asarray(sample_weight, dtype=np.float64)
-        if weight.ndim == 0:
-            weight = np.full(n, float(weight))
-        if weight.shape != (n,):
-            raise InputError(f"sample_weight has shape {weight.shape}, expected ({n},).")
-        bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
-        if len(bad):
-            raise InputError(
-                f"sample_weight[{bad[0]}] is {weight[bad[0]]}; weights are finite and not negative "
-                "(to take a sample away, use forget)."
-            )
-    if class_weight is None:
-        return weight
-    if class_weight == "balanced":
-        counts = np.bincount(codes, weights=weight, minlength=len(classes))
-        factors = weight.sum() / (np.maximum(counts, np.finfo(float).tiny) * max((counts > 0).sum(), 1))
-    else:
-        factors = np.array([float(class_weight.get(label, 1.0)) for label in classes.tolist()])
-        if (factors < 0).any() or not np.isfinite(factors).all():
-            raise ValueError(f"class_weight must hold finite weights that are not negative, got {class_weight!r}.")
-    return weight * factors[codes]
 
 
 def _refuse_overflow(part):

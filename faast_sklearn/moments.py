@@ -1,36 +1,19 @@
-"""Sufficient statistics of what was learnt: immutable, centred, float64, exact under ``+`` and ``−``.
+"""Sufficient statistics of labelled rows: immutable, centred, float64, exact under ``+`` and ``−``.
 
-:class:`Scatter` describes the features alone, :class:`ClassMoments` adds one row a class. Everything that the
-solvers need follows from these; the examples themselves are gone.
-
-How precision is kept. Each block of rows is converted to float64, centred about its own mean and only then
-multiplied; blocks are merged by the pairwise update of Chan, Golub and LeVeque (1983). A product of two
-float32 (or narrower) numbers is exact in float64, so the error of a scatter matrix is that of summing N float64
-numbers, relative to the spread of the features and not to their mean: below ``2**-53 · N · trace`` in the worst
-case and near ``1e-15 · trace`` in practice, whatever the order and the split of the rows.
+Everything that the solvers and readouts need follows from them; the examples themselves are gone.
+:mod:`faast_sklearn.scatter` says how precision is kept.
 """
 
-import itertools
-
 import numpy as np
-import scipy.linalg.blas
 import scipy.sparse
 import torch
 
-__all__ = ["ClassMoments", "Scatter"]
+from faast_sklearn.scatter import PENDING_ROWS, Scatter, add_crossproduct, host, mirror
+
+__all__ = ["ClassMoments"]
 
 # Rows multiplied at once: enough for the rank-k update to run at full speed, and 21 MB at d = 1280.
 _BLOCK_ROWS = 2048
-# Rows that may wait for the next rank-k update. It is also the rank up to which a scatter stays a factor, so
-# that few examples of many features are solved as an N×N problem.
-_PENDING_ROWS = 2048
-
-
-def _host(X):
-    """Return a CPU tensor as the NumPy array that shares its memory, anything else as it is."""
-    if isinstance(X, np.ndarray) or X.device.type != "cpu":
-        return X
-    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
 
 
 def _float64(X):
@@ -73,201 +56,6 @@ def _sum_by_class(rows, codes, c):
     # Sparse, and not for its zeros: NumPy's product and SciPy's rank-k update bring a BLAS each, whose waiting threads
     # take the cores from one another when they alternate.
     return scipy.sparse.csr_array((np.ones(n), codes, np.arange(n + 1)), shape=(n, c)).T @ rows
-
-
-def _add_crossproduct(total, rows):
-    """Add ``rowsᵀ rows`` to the part of ``total`` on and below its diagonal, in place.
-
-    Work is half of a general product's on the host, where BLAS has a symmetric rank-k update, and five eighths
-    elsewhere, where column panels are multiplied with the columns up to their own end.
-    """
-    if isinstance(rows, np.ndarray):
-        # Fortran order is what BLAS takes without a copy; transposed, its upper triangle is our lower one.
-        scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=total.numpy().T, overwrite_c=1)
-        return
-    edges = [len(total) * i // 4 for i in range(5)]
-    for start, stop in itertools.pairwise(edges):
-        total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
-
-
-def _mirror(total):
-    """Copy the part of a square tensor below the diagonal to the part above it, in place, panel by panel."""
-    whole = _host(total)
-    xp = np if isinstance(whole, np.ndarray) else torch
-    edges = [len(whole) * i // 8 for i in range(9)]
-    for start, stop in itertools.pairwise(edges):
-        whole[:start, start:stop] = whole[start:stop, :start].T
-        corner = whole[start:stop, start:stop]
-        corner[:] = xp.tril(corner) + xp.tril(corner, -1).T
-    return total
-
-
-class Scatter:
-    """Weight, mean and centred second moment of rows.
-
-    The scatter matrix ``T = Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`` is kept as ``dense + Σ FᵀF`` with at most 2048 pending
-    factor rows F (``max(2048, d)`` while nothing is dense). Few rows of many features are therefore never
-    squared, and many small updates cost one large product now and then instead of a d×d pass each.
-
-    Instances are immutable: every operation returns a new one.
-
-    Parameters
-    ----------
-    weight : float
-        Sum of the weights.
-    mean : torch.Tensor of shape (d,), float64
-    dense : torch.Tensor of shape (d, d), float64, or None
-    factors : tuple of torch.Tensor of shape (r, d), float64
-    """
-
-    __slots__ = ("_dense", "_factors", "mean", "weight")
-
-    def __init__(self, weight, mean, dense=None, factors=()):
-        self.weight = float(weight)
-        self.mean = mean
-        self._dense = dense
-        self._factors = tuple(factors)
-
-    @classmethod
-    def empty(cls, n_features, device="cpu"):
-        """Return the neutral element of ``+`` for ``n_features`` features."""
-        return cls(0.0, torch.zeros(n_features, dtype=torch.float64, device=device))
-
-    @property
-    def n_features(self):
-        """Number of features d."""
-        return len(self.mean)
-
-    @property
-    def device(self):
-        """Device that holds the statistics."""
-        return self.mean.device
-
-    @property
-    def is_small(self):
-        """Whether T is known by fewer factor rows than it has features, so that the rows' side is the smaller one."""
-        return self._dense is None and sum(len(f) for f in self._factors) < self.n_features
-
-    def factor_rows(self):
-        """Return the factor rows that are not yet squared, of shape (r, d); all of T where :attr:`is_small`."""
-        if not self._factors:
-            return self.mean.new_zeros((0, self.n_features))
-        if len(self._factors) == 1:
-            return self._factors[0]
-        if self.device.type == "cpu":
-            return torch.from_numpy(np.concatenate([f.numpy() for f in self._factors]))
-        return torch.cat(self._factors)
-
-    def matrix(self):
-        """Return T itself, a new tensor of shape (d, d)."""
-        d = self.n_features
-        total = self.mean.new_zeros((d, d)) if self._dense is None else self._dense.clone()
-        if self._factors:
-            _add_crossproduct(total, _host(self.factor_rows()))
-            _mirror(total)
-        return total
-
-    def variances(self):
-        """Return the diagonal of T, of shape (d,): the centred sums of squares of each feature."""
-        total = torch.zeros_like(self.mean) if self._dense is None else self._dense.diagonal().clone()
-        for rows in self._factors:
-            total += rows.square().sum(0)
-        return total
-
-    def trace(self):
-        """Return the trace of T."""
-        return float(self.variances().sum())
-
-    def quadratic(self, W):
-        """Return ``Wᵀ T W`` for W of shape (d, m) without forming T: O(d m (r + d))."""
-        rows = self.factor_rows() @ W
-        total = rows.T @ rows
-        return total if self._dense is None else total + W.T @ (self._dense @ W)
-
-    def about_origin(self):
-        """Return the scatter of the same rows about zero instead of their mean (one more factor row)."""
-        row = (self.weight**0.5 * self.mean)[None]
-        return Scatter(self.weight, torch.zeros_like(self.mean), self._dense, (*self._factors, row))
-
-    def to(self, device):
-        """Return the same statistics on ``device``."""
-        return Scatter(
-            self.weight,
-            self.mean.to(device),
-            None if self._dense is None else self._dense.to(device),
-            [f.to(device) for f in self._factors],
-        )
-
-    def _folded(self):
-        """Square the pending factor rows once there are too many of them."""
-        pending = sum(len(f) for f in self._factors)
-        limit = _PENDING_ROWS if self._dense is not None else max(_PENDING_ROWS, self.n_features)
-        if pending <= limit:
-            return self
-        return Scatter(self.weight, self.mean, self.matrix())
-
-    def __add__(self, other):
-        if not isinstance(other, Scatter):
-            return NotImplemented
-        other = other.to(self.device)
-        if other.weight == 0:
-            return self
-        if self.weight == 0:
-            return other
-        weight = self.weight + other.weight
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.weight / weight)
-        between = (delta * (self.weight * other.weight / weight) ** 0.5)[None]
-        if self._dense is None or other._dense is None:
-            dense = self._dense if other._dense is None else other._dense
-        else:
-            dense = self._dense + other._dense
-        return Scatter(weight, mean, dense, (*self._factors, *other._factors, between))._folded()
-
-    def __sub__(self, other):
-        if not isinstance(other, Scatter):
-            return NotImplemented
-        other = other.to(self.device)
-        if other.weight == 0:
-            return self
-        weight = self.weight - other.weight
-        if weight <= 1e-12 * self.weight:
-            return Scatter.empty(self.n_features, self.device)
-        delta = self.mean - other.mean
-        mean = self.mean + delta * (other.weight / weight)
-        between = delta * (self.weight * other.weight / weight) ** 0.5
-        dense = self.matrix()
-        dense -= other.matrix()
-        dense -= torch.outer(between, between)
-        return Scatter(weight, mean, dense)
-
-    def scale(self, factor):
-        """Return the statistics with every weight multiplied by ``factor`` ≥ 0."""
-        root = factor**0.5
-        return Scatter(
-            self.weight * factor,
-            self.mean,
-            None if self._dense is None else self._dense * factor,
-            [f * root for f in self._factors],
-        )
-
-    def __getstate__(self):
-        # CPU arrays only, so that what was learnt on a GPU loads anywhere.
-        return {
-            "weight": self.weight,
-            "mean": self.mean.cpu().numpy(),
-            "dense": None if self._dense is None else self._dense.cpu().numpy(),
-            "factors": [f.cpu().numpy() for f in self._factors],
-        }
-
-    def __setstate__(self, state):
-        dense = state["dense"]
-        self.__init__(
-            state["weight"],
-            torch.from_numpy(np.array(state["mean"])),
-            None if dense is None else torch.from_numpy(np.array(dense)),
-            [torch.from_numpy(np.array(f)) for f in state["factors"]],
-        )
 
 
 class ClassMoments:
@@ -347,7 +135,7 @@ class ClassMoments:
 
         Classes without a row of positive weight are left out.
         """
-        X = _host(X) if isinstance(X, torch.Tensor) else np.asarray(X)
+        X = host(X) if isinstance(X, torch.Tensor) else np.asarray(X)
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight, dtype=np.float64)
             kept = np.flatnonzero(sample_weight > 0)
@@ -366,7 +154,7 @@ class ClassMoments:
         # of a few rows) and torch elsewhere; the expressions are the same for both.
         weight = None if sample_weight is None else _like(X, sample_weight)[:, None]
         shift = _rough_mean(X, weight)
-        few = n <= _PENDING_ROWS
+        few = n <= PENDING_ROWS
         dense = None if few else torch.zeros((d, d), dtype=torch.float64, device=device)
         scratch = None if few or device != "cpu" else np.empty((min(n, _BLOCK_ROWS), d))
         sums = 0.0
@@ -379,7 +167,7 @@ class ClassMoments:
                 sums = sums + _sum_by_class(centred * weight[part], codes[part], c)
                 centred *= weight[part] ** 0.5
             if not few:
-                _add_crossproduct(dense, centred)
+                add_crossproduct(dense, centred)
         total = float(counts.sum())
         offset = sums.sum(0) / total
         mean = torch.as_tensor(shift + offset)
@@ -390,7 +178,7 @@ class ClassMoments:
             scatter = Scatter(total, mean, None, (torch.as_tensor(centred),) if n > 1 else ())
         else:
             offset = torch.as_tensor(offset)
-            scatter = Scatter(total, mean, _mirror(dense).addr_(offset, offset, alpha=-total))
+            scatter = Scatter(total, mean, mirror(dense).addr_(offset, offset, alpha=-total))
         means = shift + sums / _like(X, np.where(counts > 0, counts, 1.0))[:, None]
         return cls(classes, counts, rows.astype(np.int64), torch.as_tensor(means), scatter)._compact()
 

@@ -6,7 +6,7 @@ All of them minimise, over ``W`` of shape (d, m), a spectrally filtered least-sq
 
 and differ in the filter f alone: :func:`ridge_filter` is Tikhonov's ``1 / (λ + penalty)``, :func:`pinv_filter`
 truncates, which is the pseudo-inverse of Bao et al. (arXiv 2605.04651, section 3). ``KᵀK`` comes as a
-:class:`~faast_sklearn.moments.Scatter`, ``KᵀV`` as an array: no example is needed.
+:class:`~faast_sklearn.scatter.Scatter`, ``KᵀV`` as an array: no example is needed.
 """
 
 from dataclasses import dataclass
@@ -156,7 +156,7 @@ def decompose(scatter):
     Examples
     --------
     >>> import torch
-    >>> from faast_sklearn.moments import Scatter
+    >>> from faast_sklearn.scatter import Scatter
     >>> from faast_sklearn.solvers import decompose
     >>> rows = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
     >>> decompose(Scatter(2.0, torch.zeros(3, dtype=torch.float64), None, (rows,))).values.tolist()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from faast_sklearn import FaastClassifier
 from faast_sklearn.device import available_devices
-from faast_sklearn.moments import _BLOCK_ROWS, _PENDING_ROWS, ClassMoments, Scatter
+from faast_sklearn.moments import _BLOCK_ROWS, ClassMoments
+from faast_sklearn.scatter import PENDING_ROWS, Scatter
 
 quick = settings(derandomize=True, deadline=None, max_examples=40)
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -176,7 +177,7 @@ def test_operations_leave_their_operands_alone(n):
     assert np.array_equal(y, kept[1])
 
 
-@pytest.mark.parametrize("n", [300, _PENDING_ROWS + 50])
+@pytest.mark.parametrize("n", [300, PENDING_ROWS + 50])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_unit_spread_about_a_mean_of_ten_thousand_loses_no_digits(n, dtype):
     rng = np.random.default_rng(0)
@@ -202,7 +203,7 @@ def test_products_of_narrow_floats_are_not_rounded():
         assert np.abs(T - centred.T @ centred).max() <= 1e-13 * np.trace(T), name
 
 
-@pytest.mark.parametrize(("n", "d"), [(30, 50), (200, 8), (_PENDING_ROWS + 1, 8), (2 * _BLOCK_ROWS + 17, 8)])
+@pytest.mark.parametrize(("n", "d"), [(30, 50), (200, 8), (PENDING_ROWS + 1, 8), (2 * _BLOCK_ROWS + 17, 8)])
 def test_factors_and_squares_are_the_same_scatter(n, d):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(n, d)).astype(np.float32), np.arange(n) % 4
@@ -222,13 +223,13 @@ def test_factors_and_squares_are_the_same_scatter(n, d):
 @pytest.mark.parametrize("rows_each", [1, 50])
 def test_many_tiny_updates_keep_a_bounded_buffer(rows_each):
     rng = np.random.default_rng(0)
-    n, d = _PENDING_ROWS + 700, 6
+    n, d = PENDING_ROWS + 700, 6
     X, y = rng.normal(size=(n, d)) + 5.0, rng.integers(0, 3, n)
     parts = [np.arange(i, min(i + rows_each, n)) for i in range(0, n, rows_each)]
     total = ClassMoments.empty(d)
     for part in parts:
         total = total + ClassMoments.from_rows(X[part], y[part])
-        assert sum(map(len, total.scatter._factors)) <= _PENDING_ROWS + rows_each + 1
+        assert sum(map(len, total.scatter._factors)) <= PENDING_ROWS + rows_each + 1
     assert total.scatter._dense is not None
     assert_same(total, ClassMoments.from_rows(X, y))
 

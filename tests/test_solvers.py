@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from faast_sklearn import FaastClassifier
-from faast_sklearn.moments import ClassMoments, Scatter
+from faast_sklearn.moments import ClassMoments
+from faast_sklearn.scatter import Scatter
 from faast_sklearn.solvers import (
     decompose,
     fast_weights,

@@ -1,0 +1,256 @@
+"""Samples to features: what every estimator with a frozen backbone shares in front of the moments."""
+
+import copy
+from contextlib import closing, contextmanager
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils.validation import validate_data
+
+from faast_sklearn.backbones import as_handle
+from faast_sklearn.batching import stream_features
+from faast_sklearn.device import moments_device, resolve_device
+from faast_sklearn.errors import InputError, NonFiniteError
+from faast_sklearn.inputs import as_samples, count_samples
+from faast_sklearn.progress import Report
+
+__all__ = ["FrozenBackboneMixin", "unit_rows"]
+
+# Rows of ready features handled at once, where X is far larger than what is computed from it.
+_SLICE_ROWS = 16384
+
+
+def unit_rows(X):
+    """Scale rows to unit L2 norm in float64; zero rows stay zero.
+
+    Parameters
+    ----------
+    X : ndarray or torch.Tensor of shape (n, d)
+
+    Returns
+    -------
+    ndarray or torch.Tensor of shape (n, d), float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.extraction import unit_rows
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
+    X = X.astype(np.float64, copy=False) if isinstance(X, np.ndarray) else X.to(torch.float64)
+    largest = abs(X).max(1) if isinstance(X, np.ndarray) else abs(X).amax(1)
+    X = X / (largest + (largest == 0))[:, None]  # squares neither overflow nor vanish
+    norm = (X * X).sum(1) ** 0.5
+    return X / (norm + (norm == 0))[:, None]
+
+
+class _PlainSource:
+    """Rows that are features already, as scikit-learn passes them."""
+
+    def __init__(self, estimator, reset):
+        self.estimator, self.reset = estimator, reset
+        device = estimator.device
+        self.device = resolve_device("cpu" if device is None or device == "auto" else device)
+
+    def samples(self, X):
+        """Return X as a finite two-dimensional array or tensor."""
+        if isinstance(X, torch.Tensor):
+            X = self._tensor(X)
+        elif hasattr(X, "__iter__") and not any(hasattr(X, name) for name in ("__getitem__", "__array__", "shape")):
+            raise InputError(
+                f"X is a {type(X).__name__}, read once and in its own order, so it works in fit and partial_fit "
+                "but not here; pass an array of shape (n_samples, d)."
+            )
+        else:
+            X = _validated_table(self.estimator, X, self.reset, (np.float64, np.float32, np.float16))
+        _refuse_non_finite(X, type(self.estimator).__name__)
+        self.reset = False
+        return X
+
+    def _tensor(self, X):
+        if X.ndim != 2 or not X.is_floating_point() or not len(X):
+            raise InputError(
+                f"X is a {X.dtype} tensor of shape {tuple(X.shape)}; expected floating features (n_samples, d)."
+            )
+        _check_columns(self.estimator, X.shape[1], self.reset)
+        X = X.detach()
+        return X.to(moments_device(X.device))
+
+    def stream(self, samples, report):
+        """Yield indices and features of consecutive rows, on the device where moments are kept."""
+        device = moments_device(self.device)
+        for start in range(0, len(samples), _SLICE_ROWS):
+            rows = samples[start : start + _SLICE_ROWS]
+            if isinstance(rows, np.ndarray) and device.type != "cpu":
+                rows = torch.tensor(np.ascontiguousarray(rows), device=device)
+            report.add(len(rows))
+            yield np.arange(start, start + len(rows)), rows
+
+
+class _BackboneSource:
+    """Raw samples that a frozen backbone turns into features."""
+
+    def __init__(self, estimator, reset):
+        handle = as_handle(estimator.backbone)
+        self.backbone = handle.open(estimator.device, estimator.dtype)
+        self.device = self.backbone.device
+        # A module in memory may give another width for other samples, so only its own batches tell.
+        self.n_features = self.backbone.n_features if handle.module is None else None
+        self.estimator, self.reset = estimator, reset
+        if reset and "n_features_in_" in estimator.__dict__:
+            del estimator.n_features_in_
+        self._check_width(self.n_features)
+
+    def _check_width(self, n_features):
+        """Hold the number of features against what was learnt; a module in memory tells it with its first batch."""
+        estimator = self.estimator
+        if n_features is None:
+            return
+        if self.reset:
+            estimator._n_features = n_features
+            # Where X is a table its own columns count, as everywhere in scikit-learn.
+            estimator.__dict__.setdefault("n_features_in_", n_features)
+        elif n_features != estimator._n_features:
+            raise InputError(
+                f"the backbone now gives {n_features} features, but {type(estimator).__name__} learnt from "
+                f"{estimator._n_features}; use the backbone it was fitted with."
+            )
+
+    def samples(self, X):
+        """Return X as indexable samples of what the backbone reads."""
+        if self.backbone.modality == "tensor" and _is_table(X):
+            X = _validated_table(self.estimator, X, self.reset, "numeric")
+            _refuse_non_finite(X, type(self.estimator).__name__)
+        elif self.backbone.modality == "tensor" and isinstance(X, torch.Tensor) and X.ndim == 2:
+            _check_columns(self.estimator, X.shape[1], self.reset)
+        return as_samples(X, self.backbone.modality)
+
+    def stream(self, samples, report):
+        """Yield indices and features batch by batch, on the device where moments are kept."""
+        device = moments_device(self.device)
+        size = self.estimator.batch_size
+        with closing(stream_features(self.backbone, samples, batch_size=size, report=report)) as stream:
+            for indices, features in stream:
+                self._check_width(features.shape[1])
+                self.reset = False
+                yield indices, features.to(device)
+
+    def probe(self, samples):
+        """Return the number of features, from the first sample if the backbone cannot say."""
+        if self.n_features is None:
+            with Report() as report:
+                ((_, features),) = self.stream(_First(samples), report)
+            self.n_features = features.shape[1]
+        return self.n_features
+
+
+class _First:
+    """The first of some samples, alone."""
+
+    def __init__(self, samples):
+        self._samples = samples
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return self._samples[0]
+
+
+def _is_table(X):
+    """Whether X can only be rows of numbers: it has at most two axes and is no list of arrays or tensors."""
+    if isinstance(X, torch.Tensor):
+        return False
+    if hasattr(X, "shape"):
+        return len(X.shape) <= 2
+    return hasattr(X, "__array__") or (isinstance(X, (list, tuple)) and not (len(X) and hasattr(X[0], "shape")))
+
+
+def _check_columns(estimator, n_columns, reset):
+    """Do for a tensor what scikit-learn does for a table."""
+    if reset:
+        estimator.n_features_in_ = n_columns
+        estimator.__dict__.pop("feature_names_in_", None)
+    elif n_columns != estimator.n_features_in_:
+        raise InputError(
+            f"X has {n_columns} features, but {type(estimator).__name__} is expecting {estimator.n_features_in_} "
+            "features as input."
+        )
+
+
+def _validated_table(estimator, X, reset, dtype):
+    """Check a table as scikit-learn does, with its messages; finiteness apart, which names the row."""
+    try:
+        return validate_data(estimator, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _refuse_non_finite(X, name):
+    # A sum is finite only if all terms are, and it is one pass that allocates nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = X.sum(dtype=np.float64) if isinstance(X, np.ndarray) else X.sum(dtype=torch.float64)
+    if np.isfinite(float(total)):
+        return
+    bad = ~(np.isfinite(X) if isinstance(X, np.ndarray) else torch.isfinite(X).cpu().numpy())
+    if not bad.any():
+        return
+    row, column = (int(i[0]) for i in np.nonzero(bad))
+    value = "NaN" if np.isnan(float(X[row, column])) else "infinity"
+    raise NonFiniteError(
+        f"Input X contains {value}: {name} found it in row {row}, column {column} "
+        f"({int(bad.any(axis=1).sum())} of {len(bad)} rows are not finite). Drop or impute such rows."
+    )
+
+
+class FrozenBackboneMixin:
+    """What every estimator with a ``backbone`` parameter shares.
+
+    The estimator keeps what it was given, opens it when there is work, and shares it with its copies: neither
+    ``clone`` nor ``copy.deepcopy`` ever copies a module.
+    """
+
+    def _open_source(self, reset):
+        if self.backbone is None:
+            return _PlainSource(self, reset)
+        return _BackboneSource(self, reset)
+
+    def _reads_rows(self):
+        """Whether X may be a plain two-dimensional array: without a backbone, or with a module that takes arrays."""
+        backbone = getattr(self.backbone, "module", self.backbone)
+        return backbone is None or isinstance(backbone, torch.nn.Module)
+
+    def _report(self, X, description):
+        return Report(verbose=self.verbose, description=description, total=count_samples(X))
+
+    @contextmanager
+    def _unchanged_on_error(self):
+        """Put every attribute back if the body does not run to its end, be it by Ctrl-C."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            for name in self.__dict__.keys() - before.keys():
+                del self.__dict__[name]
+            self.__dict__.update(before)
+            raise
+
+    def __sklearn_clone__(self):
+        params = {
+            name: value if name == "backbone" else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        twin = type(self)(**params)
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if name in self.__dict__:
+                setattr(twin, name, copy.deepcopy(self.__dict__[name]))
+        return twin
+
+    def __deepcopy__(self, memo):
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        memo[id(self.backbone)] = self.backbone
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
