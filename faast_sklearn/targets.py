@@ -37,6 +37,8 @@ def check_labels(y, name):
     """
     if y is None:
         raise InputError("This estimator requires y to be passed, but the target y is None.")
+    if isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "biuU" and len(y):
+        return y  # nothing can be wrong with these, and checking costs more than learning a few rows
     try:
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name=name)
