@@ -191,7 +191,8 @@ def _validated_table(estimator, X, reset, dtype):
 def _refuse_non_finite(X, name):
     # A sum is finite only if all terms are, and it is one pass that allocates nothing.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = X.sum(dtype=np.float64) if isinstance(X, np.ndarray) else X.sum(dtype=torch.float64)
+        narrow = X.dtype in (np.float16, torch.float16, torch.bfloat16)
+        total = X.sum(dtype=(np.float32 if isinstance(X, np.ndarray) else torch.float32) if narrow else None)
     if np.isfinite(float(total)):
         return
     bad = ~(np.isfinite(X) if isinstance(X, np.ndarray) else torch.isfinite(X).cpu().numpy())
