@@ -230,8 +230,9 @@ def test_hugging_face_images_agree_with_their_processor(name, tiny_folder, photo
     with torch.inference_mode():
         output = model.base_model(processor(photos, return_tensors="pt")["pixel_values"])
     expected = output.last_hidden_state[:, 0] if name == "vit" else output.pooler_output.flatten(1)
-    # As arrays, because large PIL images are reduced first.
-    assert torch.allclose(encode(opened, list(map(np.asarray, photos))), expected, atol=1e-3)
+    # As arrays, because large PIL images are reduced first. The newest processors agree to 1e-3; with torchvision 0.21
+    # they round the resized image to eight bits where we do not, which moves these features by up to 3e-3.
+    assert torch.allclose(encode(opened, list(map(np.asarray, photos))), expected, atol=5e-3)
     assert opened.n_features == 16
 
 
