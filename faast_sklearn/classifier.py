@@ -316,7 +316,6 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
             if classes is not None:
                 self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
-                union_of_labels(self.moments_.classes, moments.classes)  # refuses labels that do not mix
                 moments = self.moments_ + moments
             self.device_ = str(source.device)
             self._publish(moments)

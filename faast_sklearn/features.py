@@ -84,7 +84,7 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
             samples = None if X is None else source.samples(X)
             if samples is None and source.n_features is None:
                 raise InputError("pass samples to fit: a module in memory shows how many features it gives by running.")
-            self.n_features_out_ = self._n_features_out = self._n_features = source.probe(samples)
+            self.n_features_out_ = self._n_features_out = source.probe(samples)
             self.device_ = str(source.device)
         return self
 

@@ -9,6 +9,7 @@ import scipy.sparse
 import torch
 
 from faast_sklearn.scatter import PENDING_ROWS, Scatter, add_crossproduct, host, mirror
+from faast_sklearn.targets import union_of_labels
 
 __all__ = ["ClassMoments"]
 
@@ -225,6 +226,11 @@ class ClassMoments:
         return int(self.rows.sum())
 
     @property
+    def n_samples(self):
+        """N: weights are frequencies where they are whole numbers; fractions do not make fewer rows of a row."""
+        return max(self.weight, self.n_rows)
+
+    @property
     def mean(self):
         """Mean of all rows, ndarray of shape (d,)."""
         return self.scatter.mean.cpu().numpy()
@@ -248,12 +254,7 @@ class ClassMoments:
         return ClassMoments(self.classes, self.counts * factor, self.rows, self._means, self.scatter.scale(factor))
 
     def _aligned(self, other):
-        if not len(self.classes):
-            classes = other.classes
-        elif not len(other.classes):
-            classes = self.classes
-        else:
-            classes = np.union1d(self.classes, other.classes)
+        classes = union_of_labels(self.classes, other.classes)
         return self.reindexed(classes), other.to(self.scatter.device).reindexed(classes)
 
     def __add__(self, other):

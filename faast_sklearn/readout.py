@@ -100,7 +100,7 @@ def discriminant_readout(solution, moments):
     fitted = means @ weights  # (c, c): row k is the mean centred score of class k
     values, vectors = np.linalg.eigh(_symmetric(root[:, None] * fitted / root))
     # In exact arithmetic the eigenvalues lie in [0, 1); one means that no within-class spread is left.
-    doubt = len(counts) / (5.0 * max(n, moments.n_rows))
+    doubt = len(counts) / (5.0 * moments.n_samples)
     inverse = (vectors / np.maximum(1.0 - (1.0 - doubt) * values, 1e-5)) @ vectors.T
     mixing = n * inverse / np.outer(root, root)
     mixing -= mixing.mean(axis=1, keepdims=True)
@@ -155,7 +155,7 @@ def _symmetric(matrix):
 def _left_out_scores(solution, moments, fitted, intercept):
     """Return class means (c, c) and pooled within-class covariance of left-out scores, shares subtracted."""
     counts, n, c = moments.counts, moments.weight, len(moments.counts)
-    leverage = min((solution.df + intercept) / max(n, moments.n_rows), 1.0 - 1e-3)
+    leverage = min((solution.df + intercept) / moments.n_samples, 1.0 - 1e-3)
     targets = np.eye(c) - counts / n
     left_out = targets - (targets - fitted) / (1.0 - leverage)
     # The scatter of the scores about their mean, less what lies between the classes.
@@ -177,8 +177,8 @@ def _temperature(means, covariance, fitted, log_prior, moments):
     if not np.isfinite(margin) or margin <= 0:
         return 1.0
     prior = (4.0 + 7.0 * np.log2(c / 2)) / 3.0 / margin
-    spare = max(moments.weight, moments.n_rows) - c
-    trust = max(spare, 0.0) / (max(spare, 0.0) + 3.0 * c)
+    spare = max(moments.n_samples - c, 0.0)
+    trust = spare / (spare + 3.0 * c)
     if trust == 0.0:
         return float(prior)
     values, vectors = np.linalg.eigh(covariance)

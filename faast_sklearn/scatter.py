@@ -98,7 +98,11 @@ class Scatter:
     @property
     def is_small(self):
         """Whether T is known by fewer factor rows than it has features, so that the rows' side is the smaller one."""
-        return self._dense is None and sum(len(f) for f in self._factors) < self.n_features
+        return self._dense is None and self._n_pending < self.n_features
+
+    @property
+    def _n_pending(self):
+        return sum(len(f) for f in self._factors)
 
     def factor_rows(self):
         """Return the factor rows that are not yet squared, of shape (r, d); all of T where :attr:`is_small`."""
@@ -154,9 +158,8 @@ class Scatter:
 
     def _folded(self):
         """Square the pending factor rows once there are too many of them."""
-        pending = sum(len(f) for f in self._factors)
         limit = PENDING_ROWS if self._dense is not None else max(PENDING_ROWS, self.n_features)
-        if pending <= limit:
+        if self._n_pending <= limit:
             return self
         return Scatter(self.weight, self.mean, self.matrix())
 

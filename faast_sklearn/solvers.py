@@ -121,8 +121,6 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
     """
     scatter = moments.scatter if intercept else moments.scatter.about_origin()
     cross = moments.class_sums(centred=intercept).T
-    # Weights are frequencies where they are whole numbers; fractions do not make fewer rows of a row.
-    n_samples = max(moments.weight, moments.n_rows)
     if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small:
         solution = solve_cholesky(scatter, cross, alpha)
         if solution is not None:
@@ -131,9 +129,9 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
     if alpha == "auto":
         total = float(moments.counts.sum() - intercept * (moments.counts**2).sum() / moments.weight)
         if solver == "ridge":
-            alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
+            alpha, _ = gcv_ridge(spectrum, cross, total, moments.n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
         else:
-            alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, intercept=intercept)
+            alpha, _ = gcv_pinv(spectrum, cross, total, moments.n_samples, intercept=intercept)
     if solver == "ridge":
         return solve_ridge(spectrum, cross, alpha)
     return solve_pinv(spectrum, cross, alpha, moments.weight)
