@@ -10,7 +10,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from faast_sklearn.errors import BackboneError, InputError, NonFiniteError, OutOfMemoryError
+from faast_sklearn.errors import InputError, NonFiniteError, OutOfMemoryError
 from faast_sklearn.inputs import name_sample
 from faast_sklearn.loading import Loader
 from faast_sklearn.progress import Report
@@ -57,7 +57,7 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     indices : ndarray of int, shape (b,)
         Positions in ``samples``; over the whole stream each occurs once.
     features : torch.Tensor, shape (b, n_features)
-        On the backbone's device. They are checked while the next batch runs, so that an error about
+        On the backbone's device (or what else its ``forward`` returns). They are checked while the next batch runs, so that an error about
         the samples of one batch may come with the next one, or at the end.
 
     Raises
@@ -75,8 +75,9 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     --------
     >>> import numpy as np, torch
     >>> from types import SimpleNamespace
+    >>> from faast_sklearn.backbones import Backbone
     >>> from faast_sklearn.batching import stream_features
-    >>> class Mean:
+    >>> class Mean(Backbone):
     ...     modality, n_features, default_batch_size, truncation = "tensor", 1, 2, "warn"
     ...     device, dtype = torch.device("cpu"), torch.float32
     ...     load = staticmethod(torch.as_tensor)
@@ -138,11 +139,12 @@ class _Stream:
                     del prepared, batch
                     self._halve(indices)
                     continue
-                self._check_shape(indices, features)
+                self.backbone.check(features, len(indices))
                 report.add(batch.size, batch.lengths, batch.limit)
                 if unchecked is not None:
                     self._raise_if_bad(*unchecked)
-                unchecked = (indices, _Finite(features))
+                flags = self.backbone.finite(features)
+                unchecked = None if flags is None else (indices, _Flags(flags))
                 yield indices, features
             if unchecked is not None:
                 self._raise_if_bad(*unchecked)
@@ -190,14 +192,6 @@ class _Stream:
             _ceilings[self.backbone] = min(self.size, _ceilings.get(self.backbone, self.size))
         _logger.log(self.level, "%d samples did not fit on %s: batch_size is now %d", len(indices), device, self.size)
 
-    def _check_shape(self, indices, features):
-        n_features = self.backbone.n_features  # None in a bare module, whose first batch decides
-        if features.ndim != 2 or len(features) != len(indices) or n_features not in (None, features.shape[1]):
-            raise BackboneError(
-                f"{type(self.backbone).__name__}.forward returned shape {tuple(features.shape)}, "
-                f"expected ({len(indices)}, {'n_features' if n_features is None else n_features})."
-            )
-
     def _raise_if_bad(self, indices, finite):
         good = finite.rows()
         if good.all():
@@ -212,17 +206,17 @@ class _Stream:
         )
 
 
-class _Finite:
-    """Which rows are finite, asked for later so that the host does not wait for the device now."""
+class _Flags:
+    """One flag a sample, read later so that the host does not wait for the device now."""
 
-    def __init__(self, features):
-        flags = torch.isfinite(features).all(dim=1)
+    def __init__(self, flags):
         self._done = None
-        if flags.device.type == "cuda":
+        device = flags.device
+        if device.type == "cuda":
             # Reading flags after the next batch has been queued would wait for that batch too.
             flags = flags.to("cpu", non_blocking=True)
             self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(features.device))
+            self._done.record(torch.cuda.current_stream(device))
         self._flags = flags
 
     def rows(self):

@@ -61,6 +61,24 @@ def tiny_model(name):
                 vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
             )
         ),
+        "bart": lambda: tr.BartForConditionalGeneration(
+            tr.BartConfig(
+                vocab_size=vocabulary,
+                d_model=16,
+                encoder_layers=2,
+                decoder_layers=2,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                max_position_embeddings=32,
+                pad_token_id=0,
+                bos_token_id=2,
+                eos_token_id=3,
+                decoder_start_token_id=3,
+                forced_eos_token_id=3,
+            )
+        ),
         "vit": lambda: tr.ViTForImageClassification(tr.ViTConfig(**vision)),
         "resnet": lambda: tr.ResNetModel(
             tr.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from faast_sklearn.backbones import Backbone
 from faast_sklearn.batching import stream_features
 from faast_sklearn.errors import (
     BackboneError,
@@ -25,7 +26,7 @@ from faast_sklearn.inputs import as_samples
 from faast_sklearn.progress import Report
 
 
-class Fake:
+class Fake(Backbone):
     """A backbone whose features are (value, value squared); it records what is asked of it."""
 
     n_features = 2

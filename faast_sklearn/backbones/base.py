@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from faast_sklearn.errors import BackboneError
+
 __all__ = ["Backbone", "Batch", "frozen", "publish"]
 
 
@@ -125,6 +127,19 @@ class Backbone(ABC):
     def sort_key(self, item):
         """Cost proxy of a loaded sample; texts of like length belong in one batch."""
         return 0
+
+    def check(self, output, n):
+        """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
+        # The width is None in a bare module, whose first batch decides.
+        if output.ndim != 2 or len(output) != n or self.n_features not in (None, output.shape[1]):
+            width = "n_features" if self.n_features is None else self.n_features
+            raise BackboneError(
+                f"{type(self).__name__}.forward returned shape {tuple(output.shape)}, expected ({n}, {width})."
+            )
+
+    def finite(self, output):
+        """Return one flag a sample: whether all that ``forward`` returned for it is finite; None to skip the check."""
+        return torch.isfinite(output).all(dim=1)
 
     def fingerprint(self):
         """Return a digest of everything that decides the features, for caches on disk.

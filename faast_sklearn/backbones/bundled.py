@@ -32,6 +32,8 @@ class Bundled:
         Options that its opener takes.
     opener : callable
         From the package's folder, ``device``, ``dtype`` and options to a backbone.
+    language_opener : callable, default=None
+        The same for a language model with its head, where it is one.
     """
 
     package: str
@@ -39,6 +41,7 @@ class Bundled:
     license: str
     options: tuple
     opener: Callable
+    language_opener: Callable | None = None
 
     @property
     def folder(self):
@@ -69,6 +72,10 @@ def _smollm2(folder, **options):
     return HuggingFaceBackbone.open(str(folder), gguf_file=_file(folder, "*.gguf").name, **options)
 
 
+def _smollm2_language_model(folder, **options):
+    return HuggingFaceBackbone.open_language_model(str(folder), gguf_file=_file(folder, "*.gguf").name, **options)
+
+
 def _file(folder, pattern):
     found = sorted(folder.glob(pattern))
     if not found:
@@ -93,6 +100,7 @@ BUNDLED = {
         "apache-2.0",
         _TEXT,
         _smollm2,
+        _smollm2_language_model,
     ),
 }
 
@@ -123,15 +131,48 @@ class BundledBackbone:
         MissingDependencyError
             The package is not installed; the message has the command.
         """
+        return cls._open(name, "opener", device=device, dtype=dtype, **options)
+
+    @classmethod
+    def open_language_model(cls, name, *, device, dtype, **options):
+        """Open bundled weights as a language model with its head.
+
+        Parameters
+        ----------
+        name : str
+            A key of :data:`BUNDLED`.
+        device : torch.device
+        dtype : torch.dtype
+        **options
+            ``max_length``.
+
+        Returns
+        -------
+        LanguageModel
+
+        Raises
+        ------
+        BackboneError
+            The weights are no language model.
+        UnknownBackboneError, MissingDependencyError, TypeError
+        """
+        cls.options(name)
+        if BUNDLED[name].language_opener is None:
+            others = [f"bundled:{other}" for other, entry in BUNDLED.items() if entry.language_opener is not None]
+            raise BackboneError(f"'bundled:{name}' is no language model; {' or '.join(others)} is.")
+        return cls._open(name, "language_opener", device=device, dtype=dtype, **options)
+
+    @classmethod
+    def _open(cls, name, which, **options):
         cls.options(name)
         entry = BUNDLED[name]
         if entry.folder is None:
             raise MissingDependencyError(
                 f"the weights of 'bundled:{name}' come in a package that is not installed: {entry.install}"
             )
-        backbone = entry.opener(entry.folder, device=device, dtype=dtype, **options)
-        backbone.license = entry.license
-        return backbone
+        opened = getattr(entry, which)(entry.folder, **options)
+        opened.license = entry.license
+        return opened
 
     @classmethod
     def options(cls, name):

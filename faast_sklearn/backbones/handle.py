@@ -7,10 +7,17 @@ from pathlib import Path
 
 import torch
 
-from faast_sklearn.backbones.modules import module_dtype, module_version, open_module
+from faast_sklearn.backbones.language_model import language_model_in_memory
+from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module
 from faast_sklearn.backbones.opened import open_once
 from faast_sklearn.backbones.optional import explain_imports
-from faast_sklearn.backbones.registry import list_backbones, opener_of, options_of, prefixes
+from faast_sklearn.backbones.registry import (
+    language_opener_of,
+    list_backbones,
+    opener_of,
+    options_of,
+    prefixes,
+)
 from faast_sklearn.device import resolve_device, resolve_dtype
 from faast_sklearn.errors import BackboneError, FaastError, UnknownBackboneError
 
@@ -66,24 +73,50 @@ class BackboneHandle:
         ------
         BackboneError, UnknownBackboneError, MissingDependencyError, DeviceError
         """
+        return self._open(device, dtype, open_module, opener_of)
+
+    def open_language_model(self, device=None, dtype="auto"):
+        """Return the open language model with its head, shared by this process.
+
+        Parameters
+        ----------
+        device : None, "auto", str or torch.device, default=None
+        dtype : "auto", str or torch.dtype, default="auto"
+            Both as in :meth:`open`.
+
+        Returns
+        -------
+        LanguageModel
+
+        Raises
+        ------
+        BackboneError
+            Also if the backbone is no causal or encoder-decoder language model, or its parts cannot be placed.
+        TypeError
+            An option that only features have.
+        UnknownBackboneError, MissingDependencyError, DeviceError
+        """
+        return self._open(device, dtype, _language_model_of_module, _required_language_opener)
+
+    def _open(self, device, dtype, open_in_memory, opener_of_prefix):
         device = resolve_device(device)
         if self.module is not None and isinstance(dtype, str) and dtype == "auto":
             dtype = module_dtype(self.module)
         dtype = resolve_dtype(dtype, device)
         if self.module is not None:
             # A module that was trained on since it was opened is another one.
-            key = (self._key(), device, dtype, module_version(self.module))
-            return open_once(key, lambda: self._open_module(device, dtype), in_memory=True)
+            key = (open_in_memory, self._key(), device, dtype, module_version(self.module))
+            return open_once(key, lambda: self._open_module(open_in_memory, device, dtype), in_memory=True)
         prefix, _, name = self.spec.partition(":")
         if prefix not in prefixes():
             raise UnknownBackboneError(f"prefix {prefix!r} is not registered in this process; see register_backbone.")
-        opener = opener_of(prefix)
+        opener = opener_of_prefix(prefix)
         where = os.path.realpath(name) if os.path.exists(name) else name
         key = (prefix, where, opener, self._options, device, dtype)
         return open_once(key, lambda: opener(name, device=device, dtype=dtype, **self.options))
 
-    def _open_module(self, device, dtype):
-        opened = open_module(self.module, self.preprocess, device=device, dtype=dtype, **self.options)
+    def _open_module(self, open_in_memory, device, dtype):
+        opened = open_in_memory(self.module, self.preprocess, device=device, dtype=dtype, **self.options)
         opened.source = self  # keeps the caller's module alive, so that its id stays its own
         return opened
 
@@ -122,6 +155,22 @@ class BackboneHandle:
         return BackboneHandle, (self.spec, self._options, module, self.preprocess)
 
 
+def _language_model_of_module(module, preprocess, *, device, dtype, **options):
+    return language_model_in_memory(
+        place_module(module, device, dtype), preprocess, device=device, dtype=dtype, **options
+    )
+
+
+def _required_language_opener(prefix):
+    opener = language_opener_of(prefix)
+    if opener is None:
+        raise BackboneError(
+            f"'{prefix}:' has no language models; use 'hf:NAME_OR_PATH', 'bundled:smollm2-135m', a local folder or "
+            "(model, tokenizer)."
+        )
+    return opener
+
+
 def backbone(spec, **options):
     """Name a frozen pretrained model, with options, to pass to an estimator.
 
@@ -135,7 +184,7 @@ def backbone(spec, **options):
     **options
         timm: ``weights``, ``pretrained``, ``image_size``, ``pooling``. hf: ``pooling``,
         ``max_length``, ``truncation``, ``layer``, ``tower``, ``revision``, ``local_files_only``,
-        ``gguf_file``, ``trust_remote_code``. In-memory modules: ``modality``; transformers ones
+        ``gguf_file``, ``trust_remote_code``, ``base_config``. In-memory modules: ``modality``; transformers ones
         with their tokenizer or processor also ``pooling``, ``max_length``, ``truncation``,
         ``layer``, ``tower``.
 

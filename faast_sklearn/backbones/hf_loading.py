@@ -1,17 +1,36 @@
 """Get configuration, weights, tokenizer and image processor of a transformers model, or say what was tried."""
 
 import contextlib
-import inspect
+import functools
+import importlib.metadata
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from faast_sklearn.backbones.optional import explain_imports, require
 from faast_sklearn.backbones.quiet import quiet_transformers
 from faast_sklearn.errors import BackboneError, FaastError
 
-__all__ = ["Source"]
+__all__ = ["Source", "absent_tensors"]
+
+
+def absent_tensors(shell, tensors):
+    """Name the tensors of a model that are not among ``tensors``; of tied ones a single name is enough.
+
+    Parameters
+    ----------
+    shell : torch.nn.Module
+        May be on the meta device.
+    tensors : container of str
+
+    Returns
+    -------
+    list of str
+    """
+    there = {id(tensor) for name, tensor in shell.state_dict(keep_vars=True).items() if name in tensors}
+    return sorted(name for name, tensor in shell.state_dict(keep_vars=True).items() if id(tensor) not in there)
 
 
 class Source:
@@ -32,11 +51,16 @@ class Source:
         self.local = Path(name).is_dir()
         self.name = str(name)
         self.gguf_file = gguf_file
+        self.offline = local_files_only
         self.hub = {"revision": revision, "local_files_only": local_files_only or self.local}
         self.options = {**self.hub, "trust_remote_code": trust_remote_code}
         if gguf_file is not None:
-            require("gguf")
+            gguf = require("gguf")
+            if not hasattr(gguf, "__version__"):
+                # transformers reads it there where Python 3.10 does not find the package that a module is from.
+                gguf.__version__ = importlib.metadata.version("gguf")
             self.options["gguf_file"] = gguf_file
+        self._memory = {}  # of _parsed_once
         if self.local and gguf_file is None and not (Path(name) / "config.json").is_file():
             found = sorted(path.name for path in Path(name).glob("*.gguf"))
             hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else ""
@@ -46,21 +70,23 @@ class Source:
         """Load the configuration."""
         return self._load("AutoConfig", "configuration")
 
-    def tokenizer(self):
+    def tokenizer(self, **options):
         """Load the tokenizer."""
-        return self._load("AutoTokenizer", "tokenizer")
+        return self._load("AutoTokenizer", "tokenizer", **options)
 
     def image_processor(self):
         """Load the image processor."""
         return self._load("AutoImageProcessor", "image processor")
 
-    def model(self, config, dtype):
-        """Load the weights of the model without its task head, on the host.
+    def model(self, config, dtype, auto="AutoModel"):
+        """Load the weights of the model, on the host.
 
         Parameters
         ----------
         config : transformers.PretrainedConfig
         dtype : torch.dtype
+        auto : str, default="AutoModel"
+            The class that picks the model's: the default leaves out task heads.
 
         Returns
         -------
@@ -72,15 +98,11 @@ class Source:
             Also if the checkpoint lacks tensors of the model, which would stay random.
         """
         if self.gguf_file is not None:
-            with self._explain("weights"), quiet_transformers():
-                return self._gguf(config, dtype)
-        # The argument was renamed in 4.56, and the old name warns since.
-        version = tuple(int(part) for part in self.transformers.__version__.split(".")[:2])
-        key = "dtype" if version >= (4, 56) else "torch_dtype"
-        options = {key: dtype, "config": config, "output_loading_info": True}
-        module, report = self._load("AutoModel", "weights", **options)
-        # Poolers and decoders that only other tasks use are not part of the features.
-        encoder = "encoder." if getattr(config, "is_encoder_decoder", False) else ""
+            with self._explain("weights"), quiet_transformers(), self._parsed_once():
+                return self._gguf(config, dtype, auto)
+        module, report = self._load(auto, "weights", dtype=dtype, config=config, output_loading_info=True)
+        # Poolers, and without a head decoders, are not used.
+        encoder = "encoder." if auto == "AutoModel" and getattr(config, "is_encoder_decoder", False) else ""
         missing = [
             key
             for key in report["missing_keys"]
@@ -92,6 +114,23 @@ class Source:
                 f"stay random: {', '.join(sorted(missing)[:3])}."
             )
         return module
+
+    def assemble(self, model_class, config, tensors, dtype):
+        """Build a model from its configuration and tensors, which are all there.
+
+        Parameters
+        ----------
+        model_class : type
+            A class of transformers.
+        config : transformers.PretrainedConfig
+        tensors : dict of str to torch.Tensor
+        dtype : torch.dtype
+
+        Returns
+        -------
+        transformers.PreTrainedModel
+        """
+        return model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
 
     def fetch(self, file):
         """Return the local path of a file of the model, or ``None`` if there is none."""
@@ -105,29 +144,55 @@ class Source:
             return hf_hub_download(self.name, file, **self.hub)
         return None
 
-    def _gguf(self, config, dtype):
+    def _gguf(self, config, dtype, auto):
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-        if "model_to_load" not in inspect.signature(load_gguf_checkpoint).parameters:
-            return self.transformers.AutoModel.from_pretrained(
-                self.name, config=config, torch_dtype=dtype, **self.options
-            )
         # from_pretrained asks for the package accelerate here and does nothing else that is needed.
         path = self.fetch(self.gguf_file)
         if path is None:
             raise OSError(f"no file {self.gguf_file!r}")
         with torch.device("meta"):
-            shell = self.transformers.AutoModel.from_config(config)
+            shell = getattr(self.transformers, auto).from_config(config)
         tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=shell)["tensors"]
-        module = self.transformers.AutoModel.from_config(config)
-        absent = set(module.state_dict()) - set(tensors)
+        absent = absent_tensors(shell, tensors)
         if absent:
             raise OSError(f"the file lacks {len(absent)} tensors, e.g. {min(absent)!r}")
-        module.load_state_dict(tensors, strict=False)  # the language-model head is left over
-        return module.to(dtype)
+        return self.assemble(type(shell), config, tensors, dtype)
+
+    @contextlib.contextmanager
+    def _parsed_once(self):
+        """Keep what is read of a GGUF file, which transformers parses anew for each of its parts.
+
+        Callers hold the lock of :mod:`~faast_sklearn.backbones.opened`; what is swapped in for that time returns
+        the same results for the same arguments.
+        """
+        if self.gguf_file is None:
+            yield
+            return
+        import gguf
+
+        originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+        if not self._memory:
+
+            class Reader(gguf.GGUFReader):
+                # It takes millions of small slices, each of which costs a memmap several times a plain array.
+                def __setattr__(self, name, value):
+                    super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+            self._memory = {
+                "GGUFReader": functools.cache(Reader),
+                "get_tensor_name_map": functools.cache(gguf.get_tensor_name_map),
+            }
+        for name, remembered in self._memory.items():
+            setattr(gguf, name, remembered)
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(gguf, name, original)
 
     def _load(self, auto, what, **options):
-        with self._explain(what), quiet_transformers():
+        with self._explain(what), quiet_transformers(), self._parsed_once():
             return getattr(self.transformers, auto).from_pretrained(self.name, **self.options, **options)
 
     @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from faast_sklearn.backbones.hf_loading import Source
 from faast_sklearn.backbones.hf_vision import DualBackbone, TextTower, VisionBackbone, image_reader
+from faast_sklearn.backbones.language_model import LanguageModel, refuse_feature_options
+from faast_sklearn.backbones.published import load_published, published_settings
 from faast_sklearn.backbones.sentence_transformers import SentenceSettings, read_sentence_settings
 from faast_sklearn.backbones.text import TextBackbone, token_limit
 from faast_sklearn.errors import BackboneError
@@ -10,6 +12,7 @@ __all__ = ["HuggingFaceBackbone", "model_kind"]
 
 
 _DEFAULTS = {"pooling": "auto", "max_length": None, "truncation": "warn", "layer": None, "tower": "image"}
+_HEADS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
 _APPLICABLE = {
     "image": {"pooling", "layer"},
     "dual": {"tower", "max_length", "truncation"},
@@ -73,6 +76,7 @@ class HuggingFaceBackbone:
         local_files_only=False,
         gguf_file=None,
         trust_remote_code=False,
+        base_config=None,
     ):
         """Open a model of the Hugging Face hub, its cache, or a local folder.
 
@@ -100,6 +104,9 @@ class HuggingFaceBackbone:
             Name of a GGUF file in the folder or repository.
         trust_remote_code : bool, default=False
             Run Python code from the repository.
+        base_config : str, default=None
+            Of a published FAAST checkpoint only: folder, ``config.json`` or name of its base model's configuration;
+            by default the name in the checkpoint. Its base model gives the features.
 
         Returns
         -------
@@ -114,7 +121,8 @@ class HuggingFaceBackbone:
         MissingDependencyError
         """
         source = Source(name, revision, local_files_only, gguf_file, trust_remote_code)
-        config = source.config()
+        published = _published(source, base_config, dtype)
+        config = source.config() if published is None else published.config
         kind = model_kind(config)
         options = {
             "pooling": pooling,
@@ -124,12 +132,71 @@ class HuggingFaceBackbone:
             "tower": tower,
         }
         _check_options(kind, options)
-        module = source.model(config, dtype)
+        module = source.model(config, dtype) if published is None else published.module.base_model
         if kind == "encoder-decoder":
             module = module.get_encoder()
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
         settings = read_sentence_settings(source.fetch, device, dtype) if pooling == "auto" else None
-        return wrap(module, config, source.tokenizer, source.image_processor, device, dtype, options, settings)
+        tokenizer = source.tokenizer if published is None else lambda: published.tokenizer
+        return wrap(module, config, tokenizer, source.image_processor, device, dtype, options, settings)
+
+    @classmethod
+    def open_language_model(
+        cls,
+        name,
+        *,
+        device,
+        dtype,
+        max_length=None,
+        revision=None,
+        local_files_only=False,
+        gguf_file=None,
+        trust_remote_code=False,
+        base_config=None,
+        **options,
+    ):
+        """Open a causal or encoder-decoder language model with its head.
+
+        Parameters
+        ----------
+        name : str
+        device : torch.device
+        dtype : torch.dtype
+        max_length : int, default=None
+            Bounds the tokens of a sequence, prompt and answer together.
+        revision, local_files_only, gguf_file, trust_remote_code, base_config
+            As in :meth:`open`.
+        **options
+            Of features only; refused unless they have their default values.
+
+        Returns
+        -------
+        LanguageModel
+
+        Raises
+        ------
+        BackboneError
+            Also if it is no language model, or its output matrix cannot be placed.
+        TypeError, MissingDependencyError
+        """
+        refuse_feature_options(options, _DEFAULTS)
+        source = Source(name, revision, local_files_only, gguf_file, trust_remote_code)
+        published = _published(source, base_config, dtype)
+        if published is None:
+            config = source.config()
+            kind = model_kind(config)
+            if kind not in _HEADS:
+                raise BackboneError(
+                    f"{source.name!r} is a {config.model_type!r} model, of kind {kind!r}, which writes no text; this "
+                    "needs a causal or encoder-decoder language model such as 'bundled:smollm2-135m'."
+                )
+            module, tokenizer, readouts = source.model(config, dtype, _HEADS[kind]), source.tokenizer(), None
+        else:
+            module, tokenizer = published.module, published.tokenizer
+            readouts = published.readouts.to(device, dtype)
+        module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        gguf = gguf_file is not None
+        return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, gguf=gguf, readouts=readouts)
 
     @classmethod
     def from_memory(cls, module, preprocess, *, device, dtype, **options):
@@ -165,6 +232,16 @@ class HuggingFaceBackbone:
         tokenizer = getattr(preprocess, "tokenizer", preprocess)
         processor = getattr(preprocess, "image_processor", preprocess)
         return wrap(module, config, lambda: tokenizer, lambda: processor, device, dtype, options, None)
+
+
+def _published(source, base_config, dtype):
+    """Read a published FAAST checkpoint; None if the source is another model."""
+    settings = published_settings(source)
+    if settings is not None:
+        return load_published(source, settings, base_config, dtype)
+    if base_config is not None:
+        raise TypeError(f"base_config= is for published FAAST checkpoints, and {source.name!r} is none.")
+    return None
 
 
 def _check_options(kind, options):

@@ -11,7 +11,7 @@ from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
 from faast_sklearn.backbones.image_reading import open_image, read_image
 from faast_sklearn.errors import BackboneError, InputError
 
-__all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module"]
+__all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module", "place_module"]
 
 
 def module_dtype(module):
@@ -24,6 +24,37 @@ def module_version(module):
     """Return what changes when a module's tensors are replaced or written to."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+
+
+def place_module(module, device, dtype):
+    """Return the module itself if it is all on ``device`` in ``dtype``, else a deep copy that is.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Never changed.
+    device : torch.device
+    dtype : torch.dtype
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    BackboneError
+        If it must be copied but cannot be.
+    """
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
+        return module
+    try:
+        return copy.deepcopy(module).to(device=device, dtype=dtype).eval()
+    except Exception as error:
+        raise BackboneError(
+            f"{type(module).__name__} cannot be copied to {device} as {dtype}: {error}. Move it there yourself and "
+            f"pass device={str(device)!r}, dtype={str(dtype).removeprefix('torch.')!r}."
+        ) from error
 
 
 def open_module(module, preprocess=None, *, device, dtype, modality=None, **options):
@@ -54,16 +85,7 @@ def open_module(module, preprocess=None, *, device, dtype, modality=None, **opti
     BackboneError
         If it must be copied but cannot be.
     """
-    tensors = list(itertools.chain(module.parameters(), module.buffers()))
-    same = all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
-    if not same:
-        try:
-            module = copy.deepcopy(module).to(device=device, dtype=dtype).eval()
-        except Exception as error:
-            raise BackboneError(
-                f"{type(module).__name__} cannot be copied to {device} as {dtype}: {error}. Move it there yourself and "
-                f"pass device={str(device)!r}, dtype={str(dtype).removeprefix('torch.')!r}."
-            ) from error
+    module = place_module(module, device, dtype)
     if _is_transformers(module) and _is_transformers(preprocess):
         return HuggingFaceBackbone.from_memory(module, preprocess, device=device, dtype=dtype, **options)
     if options:

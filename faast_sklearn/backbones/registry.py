@@ -10,7 +10,7 @@ from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
 from faast_sklearn.backbones.timm_models import TimmBackbone
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["list_backbones", "opener_of", "options_of", "prefixes", "register_backbone"]
+__all__ = ["language_opener_of", "list_backbones", "opener_of", "options_of", "prefixes", "register_backbone"]
 
 _BUILT_IN = {"bundled": BundledBackbone, "hf": HuggingFaceBackbone, "timm": TimmBackbone}
 _registered = dict(_BUILT_IN)
@@ -56,6 +56,11 @@ def opener_of(prefix):
     """Return the function ``(name, *, device, dtype, **options) -> Backbone`` of a prefix."""
     target = _registered[prefix]
     return getattr(target, "open", target)
+
+
+def language_opener_of(prefix):
+    """Return the function ``(name, *, device, dtype, **options) -> LanguageModel`` of a prefix, or ``None``."""
+    return getattr(_registered[prefix], "open_language_model", None)
 
 
 def options_of(prefix, name):

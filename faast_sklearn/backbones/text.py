@@ -61,7 +61,7 @@ def pool(hidden, mask, how):
     return summed / (total.sqrt() if how == "mean_sqrt_len" else total)
 
 
-def token_limit(module, tokenizer, config, max_length=None, preferred=None):
+def token_limit(module, tokenizer, config, max_length=None, preferred=None, fallback=_FALLBACK_LIMIT):
     """Most tokens, special ones included, that a model reads.
 
     Parameters
@@ -74,10 +74,12 @@ def token_limit(module, tokenizer, config, max_length=None, preferred=None):
         What the user asked for.
     preferred : int, default=None
         What the checkpoint was trained with, where it says so.
+    fallback : int or None, default=512
+        Where neither model nor tokenizer says any.
 
     Returns
     -------
-    int
+    int or None
 
     Raises
     ------
@@ -98,7 +100,7 @@ def token_limit(module, tokenizer, config, max_length=None, preferred=None):
             raise BackboneError(f"max_length={max_length}, but this model has positions for {positions} tokens only.")
         return int(max_length)
     known = [n for n in (preferred or told, positions) if n is not None]
-    return int(min(known)) if known else _FALLBACK_LIMIT
+    return int(min(known)) if known else fallback
 
 
 class TextBackbone(Backbone):

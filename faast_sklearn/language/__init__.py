@@ -1,0 +1,1 @@
+"""Frozen language models that learn: prompts, generation, choices and scores."""

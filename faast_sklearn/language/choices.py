@@ -1,0 +1,213 @@
+"""How likely a language model finds each of some answers."""
+
+import copy
+import inspect
+
+import numpy as np
+import torch
+
+from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
+from faast_sklearn.errors import BackboneError, InputError
+from faast_sklearn.language.padding import decoder_inputs, pad_rows
+
+__all__ = ["ChoiceScorer"]
+
+# For a batch of the default size, how many logits and how many cached tokens may exist at once.
+_MOST_LOGITS = 2**26
+_MOST_TOKENS = 2**16
+
+
+class ChoiceScorer(Backbone):
+    """Runs a language model over prompts and returns the log-probability of each of k whole answers.
+
+    Drive it with :func:`~faast_sklearn.batching.stream_features`, over ``prompts.questions(X, room=scorer.room)``.
+    An answer counts with the token that ends it, so one that another begins with is told from it. The prompt runs
+    once; the answers follow from its key-value cache (from the encoder's output for encoder-decoders), some at a time
+    where there are many. ``forward`` returns natural logarithms, shape (n, k), float32 or better.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Whatever hooks its module has are active.
+    prompts : Prompts
+        That of the same model.
+    choices : sequence of k str
+
+    Raises
+    ------
+    ValueError
+        If a choice is not a string, empty, too long for the model or there twice, or if there are none; the message
+        names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> from faast_sklearn.language.choices import ChoiceScorer
+    >>> ChoiceScorer(SimpleNamespace(), None, ["yes", "no", "yes"])
+    Traceback (most recent call last):
+    ...
+    faast_sklearn.errors.InputError: choices[2] is 'yes' again; each choice may be there once.
+    """
+
+    modality = "text"
+
+    def __init__(self, lm, prompts, choices):
+        self.choices = _checked(choices)
+        self.lm = lm
+        self.prompts = prompts
+        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
+        self.default_batch_size = lm.default_batch_size
+        self.n_features = len(self.choices)
+        self._ids = {}  # answers of each turn: templates that are functions may have several
+        self._options = set(inspect.signature(type(lm.module).forward).parameters)
+
+    def room(self, turn):
+        """Tokens of the longest choice in a turn, with its end."""
+        return max(map(len, self._answers(turn)))
+
+    def load(self, sample):
+        """Return the exchange itself."""
+        return sample
+
+    def sort_key(self, item):
+        """Tokens of the prompt."""
+        return len(item.prompt)
+
+    def collate(self, items):
+        """Group prompts by what stands around their answers, which nearly always is the same."""
+        groups = {}
+        for k, item in enumerate(items):
+            groups.setdefault(item.turn, []).append(k)
+        side = "right" if self.lm.encoder_decoder else "left"
+        inputs = [
+            (rows, self._answers(turn), *pad_rows([items[k].prompt for k in rows], self.lm.pad_id, side))
+            for turn, rows in groups.items()
+        ]
+        return Batch(inputs, len(items), np.array([item.length for item in items]), self.lm.limit)
+
+    def forward(self, batch):
+        """Return the log-probabilities, shape (batch.size, k)."""
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        scores = torch.empty(batch.size, len(self.choices), dtype=wide, device=self.device)
+        score = self._encoder_decoder if self.lm.encoder_decoder else self._decoder
+        with frozen(self.module):
+            for rows, answers, ids, mask in batch.inputs:
+                scores[rows] = score(answers, ids.to(self.device), mask.to(self.device))
+        return publish(scores)
+
+    def _decoder(self, answers, ids, mask):
+        n = len(ids)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        # Only the last position predicts a token of an answer; padding is on the left.
+        seen = self._call(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        first = torch.tensor([answer[0] for answer in answers], device=self.device)
+        scores = _wide(seen.logits[:, -1]).log_softmax(-1)[:, first]
+        if not hasattr(getattr(seen, "past_key_values", None), "batch_repeat_interleave"):
+            raise BackboneError(f"{type(self.module).__name__} has no key-value cache, which scoring choices needs.")
+        later = [k for k, answer in enumerate(answers) if len(answer) > 1]
+        width = ids.shape[1]
+        chunks = self._chunks(later, answers, width)
+        for some in chunks:
+            # Both sides are padded on the right, where real tokens do not look.
+            given, given_mask = (t.to(self.device) for t in pad_rows([answers[k][:-1] for k in some], self.lm.pad_id))
+            wanted, _ = pad_rows([answers[k][1:] for k in some], self.lm.pad_id)
+            # The pass below writes into it, so all but the last get a copy.
+            cache = seen.past_key_values if some is chunks[-1] else copy.deepcopy(seen.past_key_values)
+            cache.batch_repeat_interleave(len(some))
+            logits = self._call(
+                input_ids=given.repeat(n, 1),
+                attention_mask=torch.cat([mask.repeat_interleave(len(some), 0), given_mask.repeat(n, 1)], 1),
+                position_ids=positions[:, -1:].repeat_interleave(len(some), 0)
+                + torch.arange(1, given.shape[1] + 1, device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            scores[:, some] += _summed(logits, wanted.to(self.device), given_mask)
+        return scores
+
+    def _encoder_decoder(self, answers, ids, mask):
+        from transformers.modeling_outputs import BaseModelOutput
+
+        n, encoded, parts = len(ids), None, {}
+        chunks = self._chunks(list(range(1, len(answers))), answers, ids.shape[1])
+        # The first answer runs alone, together with the encoder, whose output then serves the others.
+        for some in [[0], *chunks]:
+            wanted, wanted_mask = (t.to(self.device) for t in pad_rows([answers[k] for k in some], self.lm.pad_id))
+            given = decoder_inputs(self.lm, [answers[k] for k in some]).to(self.device)
+            source = {"input_ids": ids}
+            if encoded is not None:
+                source = {"encoder_outputs": BaseModelOutput(encoded.repeat_interleave(len(some), 0))}
+            output = self._call(
+                **source,
+                attention_mask=mask.repeat_interleave(len(some), 0),
+                decoder_input_ids=given.repeat(n, 1),
+                use_cache=False,
+            )
+            encoded = output.encoder_last_hidden_state if encoded is None else encoded
+            parts.update(zip(some, _summed(output.logits, wanted, wanted_mask).T, strict=True))
+        return torch.stack([parts[k] for k in range(len(answers))], 1)
+
+    def _call(self, **inputs):
+        # Not every model numbers positions, or can leave logits out.
+        return self.module(**{k: v for k, v in inputs.items() if k not in _OPTIONAL or k in self._options})
+
+    def _chunks(self, chosen, answers, width):
+        """Split answers so that memory is bounded for each prompt, whatever the number of answers."""
+        if not chosen:
+            return []
+        # Of like length together, so that little is padding.
+        chosen = sorted(chosen, key=lambda k: -len(answers[k]))
+        longest = len(answers[chosen[0]])
+        vocabulary = self.lm.head.weight.shape[0]
+        most = min(_MOST_LOGITS // (longest * vocabulary), _MOST_TOKENS // (width + longest))
+        size = max(1, most // self.default_batch_size)
+        return [chosen[i : i + size] for i in range(0, len(chosen), size)]
+
+    def _answers(self, turn):
+        if turn not in self._ids:
+            answers = self.prompts.answers(self.choices, turn)
+            limit = self.lm.limit
+            for k, answer in enumerate(answers):
+                if not answer:
+                    raise InputError(f"choices[{k}], {self.choices[k]!r}, has no tokens; leave it out.")
+                if limit is not None and len(answer) > limit - (not self.lm.encoder_decoder):
+                    raise InputError(f"choices[{k}] has {len(answer)} tokens, and the model reads {limit}; shorten it.")
+            self._ids[turn] = answers
+        return self._ids[turn]
+
+
+_OPTIONAL = ("position_ids", "logits_to_keep")
+
+
+def _summed(logits, wanted, mask):
+    """Sum the log-probabilities of the wanted tokens, prompt by prompt: shape (n, answers)."""
+    k, scores = len(wanted), []
+    # One prompt at a time: probabilities are wider than logits and need not exist for all at once.
+    for rows in logits.split(k):
+        rows = _wide(rows)
+        chosen = rows.gather(-1, wanted[..., None])[..., 0] - rows.logsumexp(-1)
+        scores.append((chosen * mask).sum(-1))
+    return torch.stack(scores)
+
+
+def _wide(logits):
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _checked(choices):
+    if choices is None or isinstance(choices, (str, bytes)):
+        raise InputError(f"choices must be a list of strings, got {choices!r}.")
+    choices = list(choices)
+    if not choices:
+        raise InputError("choices has no strings; pass at least one.")
+    seen = set()
+    for k, choice in enumerate(choices):
+        if not isinstance(choice, str):
+            raise InputError(f"choices[{k}] is {choice!r} ({type(choice).__name__}), expected str; convert it first.")
+        if not choice.strip():
+            raise InputError(f"choices[{k}] is empty; leave it out.")
+        if choice in seen:
+            raise InputError(f"choices[{k}] is {choice!r} again; each choice may be there once.")
+        seen.add(choice)
+    return [str(choice) for choice in choices]

@@ -1,0 +1,63 @@
+"""The tokens of prompts and answers, sample by sample."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from faast_sklearn.language.templates import Turn
+
+__all__ = ["Exchange", "Exchanges"]
+
+_PLAIN = Turn()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The tokens of one prompt and of its answer.
+
+    Parameters
+    ----------
+    prompt : tuple of int
+        Never empty. For encoder-decoders what the encoder reads.
+    answer : tuple of int, default=()
+        With the token that ends it; empty where an answer is to be found.
+    length : int, default=0
+        Tokens before the source was shortened, with the answer or the room kept for one. For
+        encoder-decoders those of the prompt alone. Beyond the model's limit something was cut.
+    turn : Turn, default=Turn()
+        What stands around an answer to this prompt.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...] = ()
+    length: int = 0
+    turn: Turn = _PLAIN
+
+
+class Exchanges(Sequence):
+    """Exchanges of many samples, made once.
+
+    Ids are kept in 32 bits, so that they take about as much memory as the texts themselves.
+
+    Examples
+    --------
+    >>> from faast_sklearn.language.exchanges import Exchanges
+    >>> exchanges = Exchanges()
+    >>> exchanges.append([5, 6], [7, 2], length=4)
+    >>> len(exchanges), exchanges[0].answer
+    (1, (7, 2))
+    """
+
+    def __init__(self):
+        self._rows = []
+
+    def append(self, prompt, answer, length, turn=_PLAIN):
+        """Add the exchange of the next sample; the parameters are those of :class:`Exchange`."""
+        self._rows.append((array("i", prompt), array("i", answer), length, turn))
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, i):
+        prompt, answer, length, turn = self._rows[i]
+        return Exchange(tuple(prompt), tuple(answer), length, turn)

@@ -1,0 +1,187 @@
+"""Answers written by the model itself, token by token, many prompts at once."""
+
+import numbers
+
+import numpy as np
+
+from faast_sklearn.backbones.base import Backbone, Batch, frozen
+from faast_sklearn.errors import BackboneError
+from faast_sklearn.language.padding import pad_rows
+
+__all__ = ["Generator"]
+
+# What the model's own generation settings say about sampling would be a contradiction where nothing is sampled.
+_GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+# Where several sequences or more than tokens would come back.
+_FIXED = ("max_length", "num_return_sequences", "return_dict_in_generate")
+
+
+class Generator(Backbone):
+    """Runs a language model over prompts and returns the texts that it generates.
+
+    Drive it with :func:`~faast_sklearn.batching.stream_features`, over ``Prompts.questions(X, room=generator.room)``;
+    ``forward`` returns one string a prompt.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Whatever hooks its module has are active.
+    max_new_tokens : int, default=64
+        Most tokens of an answer. A decoder whose context ends sooner stops there.
+    num_beams : int, default=1
+        1 is greedy search.
+    generation_config : dict or transformers.GenerationConfig, default=None
+        Anything else that ``generate`` knows, such as ``do_sample``, ``temperature``, ``top_p``,
+        ``repetition_penalty``, ``no_repeat_ngram_size``, ``length_penalty`` or ``stop_strings``. It has precedence
+        over the two above, and what neither says comes from the model's own generation settings, which stay as they
+        are; nothing is sampled without ``do_sample=True``, and then torch's global random state decides.
+    stop_ids : sequence of int, default=None
+        Tokens at which an answer ends; the model's end tokens by default.
+
+    Attributes
+    ----------
+    room : int
+        Tokens that a decoder's prompt should leave to the answer: all it may have, at most half of the context.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or a setting is unknown or has to stay as it is; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> from faast_sklearn.language.generation import Generator
+    >>> lm = SimpleNamespace(module=None, limit=100, encoder_decoder=False, eos_ids=(2,), pad_id=0, dtype=torch.float32,
+    ...                      device=torch.device("cpu"), default_batch_size=16)
+    >>> Generator(lm, max_new_tokens=80, num_beams=4).room
+    50
+    >>> Generator(lm, generation_config={"temprature": 0.5})
+    Traceback (most recent call last):
+    ...
+    ValueError: generation_config has 'temprature', which transformers does not know.
+    """
+
+    modality = "text"
+    n_features = None
+
+    def __init__(self, lm, *, max_new_tokens=64, num_beams=1, generation_config=None, stop_ids=None):
+        self.lm = lm
+        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
+        own = {
+            "max_new_tokens": max_new_tokens,
+            "num_beams": num_beams,
+            "do_sample": False,
+            "pad_token_id": lm.pad_id,
+            "eos_token_id": list(lm.eos_ids if stop_ids is None else stop_ids) or None,
+            **_settings(generation_config),
+        }
+        for name in ("max_new_tokens", "num_beams"):
+            value = own[name]
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        self.settings = own if own["do_sample"] else {**_GREEDY, **own}
+        self.max_new_tokens = int(own["max_new_tokens"])
+        self.room = self.max_new_tokens if lm.limit is None else min(self.max_new_tokens, max(1, lm.limit // 2))
+        self.default_batch_size = max(1, lm.default_batch_size // int(own["num_beams"]))
+        stops = own["eos_token_id"]
+        self._stops = {stops} if isinstance(stops, numbers.Integral) else set(stops or ())
+
+    def load(self, sample):
+        """Return the exchange itself."""
+        return sample
+
+    def sort_key(self, item):
+        """Tokens of the prompt."""
+        return len(item.prompt)
+
+    def collate(self, items):
+        """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""
+        groups = {}
+        for k, item in enumerate(items):
+            groups.setdefault(self._most(item), []).append(k)
+        side = "right" if self.lm.encoder_decoder else "left"
+        inputs = [
+            (
+                most,
+                [(k, items[k].turn.after.strip()) for k in rows],
+                *pad_rows([items[k].prompt for k in rows], self.lm.pad_id, side),
+            )
+            for most, rows in sorted(groups.items())
+        ]
+        return Batch(inputs, len(items), np.array([item.length for item in items]), self.lm.limit)
+
+    def forward(self, batch):
+        """Generate; the texts come without prompt, special tokens, end of the template and spaces around them."""
+        texts = [""] * batch.size
+        for most, rows, ids, mask in batch.inputs:
+            # The decoder of an encoder-decoder starts with a token that is no part of the text either.
+            first = 1 if self.lm.encoder_decoder else ids.shape[1]
+            with frozen(self.module):
+                output = self.module.generate(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    generation_config=self._config(most, first),
+                    tokenizer=self.lm.tokenizer,  # for stop_strings
+                )
+            for (k, after), row in zip(rows, output[:, first:].tolist(), strict=True):
+                # What the template has behind an answer was learnt with it and is no part of it.
+                texts[k] = self._decode(row).removesuffix(after).rstrip()
+        return texts
+
+    def check(self, output, n):
+        """Raise BackboneError unless there is one text a prompt."""
+        if len(output) != n:
+            raise BackboneError(f"generation gave {len(output)} texts for {n} prompts.")
+
+    def finite(self, output):
+        """Return None: texts are always finite."""
+        return None
+
+    def _most(self, item):
+        limit = self.lm.limit
+        if limit is None:
+            return self.max_new_tokens
+        # A decoder's context holds the prompt too; the one of an encoder-decoder its start token.
+        taken = 1 if self.lm.encoder_decoder else len(item.prompt)
+        return max(1, min(self.max_new_tokens, limit - taken))
+
+    def _config(self, most, taken):
+        from transformers import GenerationConfig
+
+        # Checkpoints bring one of the two bounds, and transformers warns where the other one is set as well.
+        if self.module.generation_config.max_new_tokens is None:
+            length = {"max_new_tokens": None, "max_length": taken + most}
+        else:
+            length = {"max_new_tokens": most}
+        return GenerationConfig(**{**self.settings, **length})
+
+    def _decode(self, row):
+        # The token that pads a batch may be an ordinary one.
+        stop = next((i for i, token in enumerate(row) if token in self._stops), len(row))
+        return self.lm.tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
+
+
+def _settings(generation_config):
+    """Return what the user set, as a dict."""
+    if generation_config is None:
+        return {}
+    from transformers import GenerationConfig
+
+    known = set(GenerationConfig().to_dict())
+    if isinstance(generation_config, GenerationConfig):
+        settings = {
+            k: v for k, v in generation_config.to_dict().items() if v is not None and k != "transformers_version"
+        }
+    else:
+        settings = dict(generation_config)
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"generation_config has {name!r}, which transformers does not know.")
+        if name in _FIXED and settings[name] not in (None, False, 1):
+            remedy = "use max_new_tokens" if name == "max_length" else "leave it out"
+            raise ValueError(
+                f"generation_config has {name}={settings[name]!r}; each prompt gets one text, so {remedy}."
+            )
+    return {k: v for k, v in settings.items() if k not in _FIXED}

@@ -1,0 +1,80 @@
+"""Token rows of several lengths to one tensor, on the side that the model needs."""
+
+import torch
+
+__all__ = ["decoder_inputs", "pad_rows"]
+
+_IGNORED = -100  # transformers' mark of a label that is padding
+
+
+def pad_rows(rows, fill, side="right"):
+    """Pad rows of token ids to the longest.
+
+    Parameters
+    ----------
+    rows : sequence of n sequences of int
+    fill : int
+    side : {"right", "left"}, default="right"
+        Where padding goes; "left" for prompts that a decoder continues.
+
+    Returns
+    -------
+    ids : tensor of shape (n, t), int64
+    mask : tensor of shape (n, t), int64
+        1 for real tokens.
+
+    Examples
+    --------
+    >>> from faast_sklearn.language.padding import pad_rows
+    >>> pad_rows([[5], [6, 7]], 0, "left")
+    (tensor([[0, 5],
+            [6, 7]]), tensor([[0, 1],
+            [1, 1]]))
+    """
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        if len(row):
+            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, where] = torch.as_tensor(row, dtype=torch.long)
+            mask[i, where] = 1
+    return ids, mask
+
+
+def decoder_inputs(lm, answers):
+    """Tokens that a decoder reads in order to predict each token of the answers.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        An encoder-decoder.
+    answers : sequence of n sequences of int
+
+    Returns
+    -------
+    ids : tensor of shape (n, t), int64
+        Shifted by one as the model itself does it, its start token first; padded on the right, where a causal
+        decoder does not look.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from faast_sklearn.language.padding import decoder_inputs
+    >>> config = SimpleNamespace(decoder_start_token_id=2, pad_token_id=None)
+    >>> lm = SimpleNamespace(module=SimpleNamespace(config=config), pad_id=0)
+    >>> decoder_inputs(lm, [[5, 6, 3], [7, 3]])
+    tensor([[2, 5, 6],
+            [2, 7, 0]])
+    """
+    config = lm.module.config
+    shift = getattr(lm.module, "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None and config.pad_token_id is not None:
+        # The model knows best: mBART, for one, starts with the answer's last token.
+        labels, _ = pad_rows(answers, _IGNORED)
+        ids = shift(labels=labels)
+        ids[ids == _IGNORED] = lm.pad_id
+        return ids
+    start = getattr(config, "decoder_start_token_id", None)
+    start = config.bos_token_id if start is None else start
+    return pad_rows([[start, *answer[:-1]] for answer in answers], lm.pad_id)[0]
