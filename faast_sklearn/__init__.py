@@ -1,12 +1,13 @@
 """Forward-only adaptation of frozen pretrained models, scikit-learn style.
 
-``FaastClassifier`` learns from images, texts or ready features by one closed-form solve; ``BackboneFeatures`` gives
-the features alone. ``backbone`` names a frozen model, ``list_backbones`` says which there are.
+``FaastClassifier`` learns from images, texts or ready features by one closed-form solve, ``FaastSeq2Seq`` teaches a
+language model a task; ``BackboneFeatures`` gives the features alone. ``backbone`` names a frozen model, ``list_backbones`` says which there are.
 """
 
 from faast_sklearn.backbones import backbone, list_backbones, register_backbone, release_backbones
 from faast_sklearn.classifier import FaastClassifier
 from faast_sklearn.features import BackboneFeatures
+from faast_sklearn.seq2seq import FaastSeq2Seq
 from faast_sklearn.sources import as_indexable, image_folder
 
 __version__ = "0.1.0"
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackboneFeatures",
     "FaastClassifier",
+    "FaastSeq2Seq",
     "as_indexable",
     "backbone",
     "image_folder",

@@ -12,6 +12,7 @@ __all__ = [
     "InputError",
     "MissingDependencyError",
     "NonFiniteError",
+    "NotFittedWarning",
     "OutOfMemoryError",
     "TruncationWarning",
     "UnknownBackboneError",
@@ -56,3 +57,7 @@ class OutOfMemoryError(FaastError, MemoryError):
 
 class TruncationWarning(UserWarning):
     """Texts were longer than the backbone reads; the message says how many and how long."""
+
+
+class NotFittedWarning(UserWarning):
+    """An estimator that has learnt nothing was asked to predict; the answer is the frozen model's."""

@@ -85,6 +85,21 @@ class Scatter:
         """Return the neutral element of ``+`` for ``n_features`` features."""
         return cls(0.0, torch.zeros(n_features, dtype=torch.float64, device=device))
 
+    @classmethod
+    def from_rows(cls, rows):
+        """Return the scatter of float64 ``rows`` of shape (n, d), each of weight one."""
+        n, d = rows.shape
+        if not n:
+            return cls.empty(d, rows.device)
+        mean = rows.mean(0)
+        centred = rows - mean
+        if n <= PENDING_ROWS:
+            # A single row lies at its own mean.
+            return cls(n, mean, None, (centred,) if n > 1 else ())
+        dense = torch.zeros((d, d), dtype=torch.float64, device=rows.device)
+        add_crossproduct(dense, host(centred))
+        return cls(n, mean, mirror(dense))
+
     @property
     def n_features(self):
         """Number of features d."""

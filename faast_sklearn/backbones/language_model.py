@@ -43,8 +43,10 @@ class LanguageModel:
     head : torch.nn.Linear
         The output matrix, ``weight`` of shape (vocabulary, d).
     final_norm : torch.nn.Module or None
-        The module whose output is the head's input, up to a constant factor (T5 with tied embeddings has
-        ``d ** -0.5`` between them); ``None`` where there is none right there, as in BART.
+        The module whose output, times ``norm_factor``, is the head's input; ``None`` where there is none right
+        there, as in BART.
+    norm_factor : float
+        1 but for T5 with tied embeddings, which has ``d ** -0.5``.
     layers : torch.nn.ModuleList
         The decoder's blocks.
     pad_id : int
@@ -86,7 +88,7 @@ class LanguageModel:
         with quiet_transformers():
             parts = place_parts(module)
         self.embedding, self.head, self.layers = parts.embedding, parts.head, parts.layers
-        self.final_norm = parts.final_norm
+        self.final_norm, self.norm_factor = parts.final_norm, parts.norm_factor
         self._finish = parts.finish
         config = module.config.get_text_config(decoder=True)
         self.limit = token_limit(module, tokenizer, config, max_length, fallback=None)
@@ -110,6 +112,11 @@ class LanguageModel:
         torch.Tensor of the same shape
         """
         return self._finish(raw)
+
+    @property
+    def logit_scale(self):
+        """Factor between the output matrix's result and the logits, where they are small."""
+        return self._finish.scale
 
     def logit_slope(self, raw):
         """Return the elementwise derivative of :meth:`finish_logits` at ``raw``.
@@ -137,6 +144,20 @@ class LanguageModel:
         torch.Tensor of shape (..., vocabulary)
         """
         return self.finish_logits(self.head(hidden))
+
+    def normalise(self, states):
+        """Take hidden states from in front of the final norm to where they enter the output matrix.
+
+        Parameters
+        ----------
+        states : torch.Tensor of shape (..., d)
+
+        Returns
+        -------
+        torch.Tensor of the same shape
+        """
+        normed = self.final_norm(states)
+        return normed if self.norm_factor == 1 else normed * self.norm_factor
 
     def _eos_ids(self):
         generation = getattr(self.module, "generation_config", None)

@@ -68,7 +68,9 @@ class Parts:
     head : torch.nn.Linear
         The output matrix.
     final_norm : torch.nn.Module or None
-        The module whose output, up to a constant factor (T5 has one), is the output matrix's input.
+        The module whose output, times ``norm_factor``, is the output matrix's input.
+    norm_factor : float
+        1 but for T5 with tied embeddings, which has ``d ** -0.5``.
     layers : torch.nn.ModuleList
         The decoder's blocks.
     finish : Finish
@@ -78,6 +80,7 @@ class Parts:
     embedding: nn.Module
     head: nn.Linear
     final_norm: nn.Module | None
+    norm_factor: float
     layers: nn.ModuleList
     finish: Finish
 
@@ -119,10 +122,12 @@ def place_parts(module):
         raise _cannot(module, f"its logits are not of the head's shape {tuple(raw.shape)}")
     _check_head(module, head, hidden, pass_.product)
     layers, owner = _find_layers(module, decoder, calls)
+    final_norm, norm_factor = _find_norm(owner, calls, hidden)
     return Parts(
         embedding=(decoder.get_input_embeddings() if both else None) or module.get_input_embeddings(),
         head=head,
-        final_norm=_find_norm(owner, calls, hidden),
+        final_norm=final_norm,
+        norm_factor=norm_factor,
         layers=layers,
         finish=_find_finish(module, raw, logits),
     )
@@ -199,10 +204,11 @@ def _find_norm(owner, calls, hidden):
         if not isinstance(output, torch.Tensor) or output.shape != hidden.shape:
             continue
         ours, theirs = _exact(output), _exact(hidden)
-        factor = (ours * theirs).sum() / (ours * ours).sum()
+        factor = float((ours * theirs).sum() / (ours * ours).sum())
         if factor > 0 and _close(hidden, ours * factor, output.dtype):
-            return part
-    return None
+            # Rounding of the pass is no factor.
+            return part, 1.0 if _close(hidden, output, output.dtype) else factor
+    return None, 1.0
 
 
 def _find_finish(module, raw, logits):

@@ -1,1 +1,5 @@
-"""Frozen language models that learn: prompts, generation, choices and scores."""
+"""Fast weights for language models: prompts, hooks on the frozen model, solves, generation, export."""
+
+from faast_sklearn.language.fast_weight_lm import FastWeightLM
+
+__all__ = ["FastWeightLM"]

@@ -1,0 +1,191 @@
+"""How strong fast weights should be, from held-out tokens of what was learnt."""
+
+import math
+
+import torch
+
+from faast_sklearn.backbones.base import frozen
+from faast_sklearn.language.observing import row_chunks
+
+__all__ = ["Held", "best_weights", "interpolation_weight"]
+
+_MOST_STEPS = 8
+_INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
+
+
+class Held:
+    """Tokens that were left out, and the directions learnt without them.
+
+    Parameters
+    ----------
+    keys : torch.Tensor of shape (t, d)
+    targets : torch.Tensor of shape (t,), int64
+    samples : torch.Tensor of shape (t,), int64
+        Which sample each token is of.
+    learnt : object
+        Of the other tokens: Directions, the (d, d) weights of a memory, or moments on the way to them.
+    """
+
+    def __init__(self, keys, targets, samples, learnt):
+        self.keys, self.targets, self.samples, self.learnt = keys, targets, samples, learnt
+
+    def learning(self, learnt, most=None):
+        """Return the same tokens, or the first ``most`` of them, with something else learnt."""
+        return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt)
+
+
+def best_weights(lm, held, start, *, fixed=False):
+    """Minimise the negative log-likelihood of held-out tokens over the weights of step and shift.
+
+    Logits are linear in the two weights (but for a soft cap), so the loss is convex and Newton's method with
+    backtracking takes a few passes over the held-out tokens, O(t V d) each.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    held : list of Held
+        With :class:`~faast_sklearn.language.solving.Directions`.
+    start : (float, float)
+        Where to begin.
+    fixed : bool, default=False
+        Only evaluate at ``start``.
+
+    Returns
+    -------
+    weights : (float, float)
+        Never negative; zeros if the gain over the frozen model is within two standard errors of nothing.
+    loss : float
+        At those weights, a token.
+    """
+    zero = torch.zeros(2, dtype=torch.float64)
+    at = torch.tensor(start, dtype=torch.float64)
+    n = sum(len(part.targets) for part in held)
+    frozen_losses, _, _ = _sweep(lm, held, zero)
+    losses = None
+    if not fixed:
+        at, losses = _newton(lm, held, at, float(frozen_losses.sum()), n)
+    if losses is None:
+        losses, _, _ = _sweep(lm, held, at)
+    if not fixed and not _better(frozen_losses, losses, held):
+        return (0.0, 0.0), float(frozen_losses.sum()) / n
+    return tuple(at.tolist()), float(losses.sum()) / n
+
+
+def _newton(lm, held, at, frozen_loss, n):
+    losses, gradient, hessian = _sweep(lm, held, at)
+    value = float(losses.sum())
+    for _ in range(_MOST_STEPS):
+        hessian = hessian + torch.diag(1e-6 * hessian.diagonal() + 1e-12)
+        step = torch.linalg.solve(hessian, gradient)
+        # A weight at zero that would turn negative stays there, and the other one moves on its own.
+        blocked = (at <= 0) & (step > 0)
+        if blocked.any():
+            step = torch.where(blocked, 0.0, gradient / hessian.diagonal())
+        rate, gain = 1.0, 0.0
+        while rate > 1e-2:
+            tried = (at - rate * step).clamp_min(0)
+            new_losses, new_gradient, new_hessian = _sweep(lm, held, tried)
+            gain = value - float(new_losses.sum())
+            if gain >= 0:
+                break
+            rate /= 3
+        if not gain > 0:
+            break
+        at, losses, gradient, hessian = tried, new_losses, new_gradient, new_hessian
+        value -= gain
+        if gain < 5e-4 * n:
+            break
+    return at, losses
+
+
+def _sweep(lm, held, at):
+    """Return each token's loss at weights ``at``, and gradient and (Gauss-Newton) Hessian of their sum."""
+    losses, slopes, curves = [], [], []
+    first, second = at.tolist()
+    matrix, bias = lm.head.weight, lm.head.bias
+    linear = torch.nn.functional.linear
+    with frozen(lm.module):
+        for part in held:
+            learnt = part.learnt
+            update = learnt.update.to(matrix.dtype)
+            for rows in row_chunks(len(part.targets), lm.head.out_features):
+                keys, wanted = part.keys[rows], part.targets[rows, None]
+                raw = linear(keys, matrix, bias).float()
+                moved = linear(keys @ update, matrix).float()
+                read = (keys.float() @ learnt.reader)[:, None]
+                raw.add_(moved, alpha=first).addcmul_(read * second, learnt.shift)
+                slope = lm.logit_slope(raw)
+                log_p = lm.finish_logits(raw).log_softmax(1)
+                losses.append(-log_p.gather(1, wanted)[:, 0])
+                shifted = read * learnt.shift
+                if not isinstance(slope, float) or slope != 1:
+                    moved, shifted = moved * slope, shifted * slope
+                p = log_p.exp_()
+                weighted = [p * moved, p * shifted]
+                means = [one.sum(1) for one in weighted]
+                own = [one.gather(1, wanted)[:, 0] for one in (moved, shifted)]
+                slopes.append(torch.stack([(mean - one).sum() for mean, one in zip(means, own, strict=True)]))
+                pairs = ((0, moved, 0), (0, shifted, 1), (1, shifted, 1))
+                curves.append(
+                    torch.stack(
+                        [torch.einsum("nv,nv->", weighted[i], other) - means[i] @ means[j] for i, other, j in pairs]
+                    )
+                )
+    # Only now does the host wait for the device.
+    gradient, (aa, ab, bb) = (torch.stack(parts).cpu().double().sum(0) for parts in (slopes, curves))
+    return torch.cat(losses).cpu().double(), gradient, torch.stack([torch.stack([aa, ab]), torch.stack([ab, bb])])
+
+
+def _better(before, after, held):
+    """Whether losses fell by more than two standard errors of the mean over samples, whose tokens go together."""
+    offset, index = 0, []
+    for part in held:
+        index.append(part.samples.cpu() + offset)
+        offset += int(part.samples.max()) + 1
+    gain = torch.zeros(offset, dtype=torch.float64).index_add_(0, torch.cat(index), before - after)
+    total = float(gain.sum())
+    if offset < 2:
+        return total > 0
+    error = float(gain.std()) * math.sqrt(offset)
+    return total > 2 * error
+
+
+def interpolation_weight(lm, held, weights=None):
+    """Return the weight of an output memory in front of the final norm that held-out tokens like best.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    held : list of Held
+        With the memory's (d, d) weights.
+    weights : sequence of float, default=None
+        Candidates; from 0.3 to 1 by default.
+
+    Returns
+    -------
+    weight : float
+        Zero if none is better than the frozen model by two standard errors.
+    loss : float
+        A token.
+    """
+    candidates = _INTERPOLATIONS if weights is None else weights
+    before = _interpolated(lm, held, 0.0)
+    losses = {r: _interpolated(lm, held, r) for r in candidates}
+    best = min(losses, key=lambda r: float(losses[r].sum()))
+    if weights is None and not _better(before, losses[best], held):
+        return 0.0, float(before.mean())
+    return best, float(losses[best].mean())
+
+
+def _interpolated(lm, held, r):
+    losses = []
+    with frozen(lm.module):
+        for part in held:
+            matrix = part.learnt.to(part.keys.dtype)
+            for rows in row_chunks(len(part.targets), lm.head.out_features):
+                keys = part.keys[rows]
+                states = keys if r == 0 else (1 - r) * keys + r * (keys @ matrix)
+                raw = torch.nn.functional.linear(lm.normalise(states), lm.head.weight, lm.head.bias)
+                log_p = lm.finish_logits(raw).float().log_softmax(1)
+                losses.append(-log_p.gather(1, part.targets[rows, None])[:, 0])
+    return torch.cat(losses).cpu().double()

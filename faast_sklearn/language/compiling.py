@@ -1,0 +1,209 @@
+"""What was learnt, compiled: alpha and strengths chosen on held-out tokens, then solved with all of them."""
+
+import functools
+import operator
+import threading
+from dataclasses import dataclass, replace
+
+import torch
+
+from faast_sklearn.language.calibration import Held, best_weights, interpolation_weight
+from faast_sklearn.language.fast_weights import FastWeights, Middle
+from faast_sklearn.language.observing import token_moments
+from faast_sklearn.language.solving import ALPHAS, associative_weights, curvature, residual_directions
+
+__all__ = ["Compiled", "Learnt", "compile_weights"]
+
+# Strengths of step and shift where nothing could be held out: the step that few tokens bear.
+_START = (1.0, 0.75)
+_FEW_TOKENS = 4000.0
+# Held-out tokens that decide between alphas; their strengths are then found on all of them.
+_TRIAL_TOKENS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """Fast weights and how they came about.
+
+    Parameters
+    ----------
+    weights : FastWeights
+    alpha : float
+        The regulariser used.
+    memory_weight : float
+        The strength used.
+    shift_weight : float
+        That of the vocabulary's shift; 0 for targets without.
+    held_out_loss : float or None
+        Negative log-likelihood a token on held-out tokens, at these strengths; None where nothing was held out.
+    """
+
+    weights: FastWeights
+    alpha: float
+    memory_weight: float
+    shift_weight: float = 0.0
+    held_out_loss: float | None = None
+
+
+def compile_weights(lm, moments, *, target, solver, alpha, memory_weight):
+    """Solve for fast weights.
+
+    Held-out tokens come from the reserve. Up to four folds of it are left out of the statistics in turn, where it is
+    a large part of all there is; else it is left out at once.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    moments : LanguageMoments
+    target : {"residual", "embedding"}
+    solver : {"ridge", "pinv"}
+    alpha, memory_weight : float or "auto"
+
+    Returns
+    -------
+    Compiled
+    """
+    if memory_weight == 0:
+        return Compiled(FastWeights(target, None), 0.0 if alpha == "auto" else float(alpha), 0.0)
+    if lm.readouts is not None:
+        return _published(lm, moments, alpha, memory_weight)
+    if target == "embedding":
+        return _embedding(lm, moments, solver, alpha, memory_weight)
+    return _residual(lm, moments, solver, alpha, memory_weight)
+
+
+def _residual(lm, moments, solver, alpha, memory_weight):
+    output = moments.output
+    factor = curvature(lm, output)
+    automatic = memory_weight == "auto"
+    parts = _left_out(lm, moments, "residual") if automatic or alpha == "auto" else []
+    if alpha == "auto" and solver == "pinv":
+        alpha = 0.5  # a cut that keeps the directions of more than average weight
+    start = _START if automatic else tuple(memory_weight * w for w in _START)
+    loss = None
+    if automatic and not parts:
+        start = (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
+
+    def held(alpha, most=None):
+        found = []
+        for part in parts:
+            directions = residual_directions(part.learnt, factor, solver, alpha, lm.logit_scale)
+            found.append(part.learning(directions, None if most is None else max(1, most // len(parts))))
+        return found
+
+    if alpha == "auto":
+        trials = {}
+        for one in ALPHAS if parts else ALPHAS[1:2]:
+            trials[one] = (
+                best_weights(lm, held(one, _TRIAL_TOKENS), start, fixed=not automatic) if parts else (start, 0)
+            )
+        alpha = min(trials, key=lambda a: trials[a][1])
+        start = max(trials[alpha][0], start, key=lambda w: w[0] > 0) if automatic else start
+    strengths = start
+    if parts:
+        strengths, loss = best_weights(lm, held(alpha), start, fixed=not automatic)
+    first, second = strengths
+    if first == second == 0:
+        return Compiled(FastWeights("residual", None), float(alpha), 0.0, 0.0, loss)
+    found = residual_directions(output, factor, solver, alpha, lm.logit_scale)
+    weights = FastWeights(
+        "residual", _cast(lm, first * found.update), _cast(lm, found.reader), _cast(lm, second * found.shift)
+    )
+    return Compiled(weights, float(alpha), float(first), float(second), loss)
+
+
+def _embedding(lm, moments, solver, alpha, memory_weight):
+    solution = associative_weights(moments.output.memory, solver, alpha)
+    loss = None
+    if memory_weight == "auto":
+        held = [
+            part.learning(_cast(lm, associative_weights(part.learnt.memory, solver, solution.alpha).weights))
+            for part in _left_out(lm, moments, "embedding")
+        ]
+        memory_weight, loss = interpolation_weight(lm, held) if held else (0.9, None)
+    if memory_weight == 0:
+        return Compiled(FastWeights("embedding", None), solution.alpha, 0.0, 0.0, loss)
+    return Compiled(_interpolating(lm, solution, memory_weight), solution.alpha, float(memory_weight), 0.0, loss)
+
+
+def _published(lm, moments, alpha, memory_weight):
+    readouts = lm.readouts
+    alpha = readouts.alpha if alpha == "auto" else alpha
+    weight = readouts.weight if memory_weight == "auto" else memory_weight
+    solution = associative_weights(moments.output.memory, "pinv", alpha)
+    middle = []
+    for layer, projection, memory in zip(readouts.layer_indices, readouts.out_projs, moments.middle, strict=True):
+        W = associative_weights(memory, "pinv", alpha).weights
+        middle.append(Middle(layer, _cast(lm, W @ projection.to(W).T)))
+    weights = _interpolating(lm, solution, weight)
+    weights = FastWeights("embedding", weights.update, middle=tuple(middle))
+    return Compiled(weights, float(alpha), float(weight))
+
+
+def _interpolating(lm, solution, weight):
+    W = solution.weights
+    return FastWeights("embedding", _cast(lm, weight * (W - torch.eye(len(W), dtype=W.dtype, device=W.device))))
+
+
+def _cast(lm, tensor):
+    return tensor.to(device=lm.device, dtype=lm.dtype)
+
+
+def _left_out(lm, moments, target):
+    """Return held-out tokens, each part with the statistics of all others."""
+    reserve, total = moments.reserve, moments.output
+    parts = []
+    for fold in reserve.folds(total.n_tokens):
+        keys, targets, samples = (tensor.to(lm.device) for tensor in reserve.rows(fold))
+        parts.append(Held(keys, targets, samples, token_moments(lm, target, keys, targets)))
+    if reserve.n_tokens < total.n_tokens:
+        return [part.learning(total - part.learnt) for part in parts]
+    # All there is: what others give is added up, so that few tokens stay few rows.
+    rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]
+    return [part.learning(learnt) for part, learnt in zip(parts, rest, strict=True)]
+
+
+def _sum(moments):
+    """Add moments up, which has no neutral element to start from."""
+    return functools.reduce(operator.add, moments)
+
+
+class Learnt:
+    """Moments and the settings that go with them, solved when first asked, once, under a lock.
+
+    Immutable but for the solution; pickles without a device.
+
+    Parameters
+    ----------
+    moments : LanguageMoments
+    target, solver, alpha, memory_weight
+        As in :func:`compile_weights`.
+    """
+
+    def __init__(self, moments, **settings):
+        self.moments = moments
+        self.settings = settings
+        self._solved = None
+        self._lock = threading.Lock()
+
+    def compiled(self, lm):
+        """Return the fast weights, on the device and in the dtype of the language model."""
+        with self._lock:
+            if self._solved is None:
+                self._solved = compile_weights(lm, self.moments, **self.settings)
+            elif not self._solved.weights.fits(lm):
+                self._solved = replace(self._solved, weights=self._solved.weights.to(lm.device, lm.dtype))
+            return self._solved
+
+    def __getstate__(self):
+        solved = self._solved
+        if solved is not None:
+            solved = replace(solved, weights=solved.weights.to("cpu", None))
+        return (self.moments, self.settings, solved)
+
+    def __setstate__(self, state):
+        self.moments, self.settings, self._solved = state
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo):
+        return self  # nothing in it changes after the solve

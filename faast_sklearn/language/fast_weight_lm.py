@@ -1,0 +1,202 @@
+"""FastWeightLM: a frozen language model that learns token sequences in one pass, without an estimator around it."""
+
+from contextlib import contextmanager
+
+import torch
+
+from faast_sklearn.backbones import as_handle, backbone
+from faast_sklearn.errors import InputError
+from faast_sklearn.language.compiling import Learnt
+from faast_sklearn.language.learning import observe
+from faast_sklearn.language.observing import TARGETS
+from faast_sklearn.language.reserve import digest
+
+__all__ = ["FastWeightLM"]
+
+
+class FastWeightLM:
+    """A frozen language model with fast weights: learn from token ids, then call it or generate.
+
+    Published FAAST checkpoints work as their authors describe: ``from_pretrained``, ``reset_projection``, ``learn``,
+    ``generate``. What ``learn`` adds up is exact, so chunks, order and length do not matter; the solve runs when the
+    fast weights are next needed.
+
+    Parameters
+    ----------
+    model : LanguageModel, or what :func:`~faast_sklearn.backbone` takes
+    target : {"residual", "embedding"}, default="residual"
+        See :class:`~faast_sklearn.FaastSeq2Seq`. Published checkpoints have memories of their own.
+    solver : {"ridge", "pinv"}, default="ridge"
+    alpha : "auto" or float, default="auto"
+    memory_weight : "auto" or float, default="auto"
+    device, dtype
+        As in :class:`~faast_sklearn.FaastSeq2Seq`.
+
+    Attributes
+    ----------
+    model : LanguageModel
+        The opened model and its tokenizer.
+    moments : LanguageMoments or None
+        What was learnt.
+
+    Examples
+    --------
+    >>> import torch, transformers
+    >>> from faast_sklearn.backbones.language_model import LanguageModel
+    >>> from faast_sklearn.language import FastWeightLM
+    >>> class NoTokens:
+    ...     eos_token_id = 3
+    >>> with torch.random.fork_rng():
+    ...     _ = torch.manual_seed(0)
+    ...     config = transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, n_positions=8, eos_token_id=3)
+    ...     gpt2 = transformers.GPT2LMHeadModel(config).eval()
+    >>> lm = FastWeightLM(LanguageModel(gpt2, NoTokens(), torch.device("cpu"), torch.float32), memory_weight=1.0)
+    >>> ids = torch.tensor([[4, 5, 6, 7, 4, 5, 6], [5, 6, 7, 4, 5, 6, 7]])
+    >>> before = lm(input_ids=ids, labels=ids).loss
+    >>> _ = lm.learn(input_ids=ids)
+    >>> bool(lm(input_ids=ids, labels=ids).loss < before)
+    True
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        target="residual",
+        solver="ridge",
+        alpha="auto",
+        memory_weight="auto",
+        device=None,
+        dtype="auto",
+    ):
+        opened = hasattr(model, "finish_logits")
+        self.model = model if opened else as_handle(model).open_language_model(device, dtype)
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {TARGETS}, got {target!r}.")
+        self.target = "embedding" if self.model.readouts is not None else target
+        self._settings = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}
+        self.reset_projection()
+
+    @classmethod
+    def from_pretrained(cls, path, base_config=None, alpha=None, **options):
+        """Open a published FAAST checkpoint, or any language model.
+
+        Parameters
+        ----------
+        path : str
+            Folder, name on the hub, or spec.
+        base_config : str, default=None
+            Folder, ``config.json`` or name that has the configuration of a published checkpoint's base model, where
+            the name in the checkpoint cannot be looked up.
+        alpha : float, default=None
+            Exponent of the truncation of singular values; what the checkpoint says by default.
+        **options
+            Parameters of the class.
+
+        Returns
+        -------
+        FastWeightLM
+
+        Raises
+        ------
+        BackboneError
+            If the checkpoint lacks something or does not fit together; the message names it.
+        """
+        more = {} if base_config is None else {"base_config": base_config}
+        spec = path if not isinstance(path, str) or ":" in path else f"hf:{path}"
+        if alpha is not None:
+            options["alpha"] = alpha
+        return cls(backbone(spec, **more), **options)
+
+    @property
+    def tokenizer(self):
+        """Tokenizer of the model."""
+        return self.model.tokenizer
+
+    @property
+    def device(self):
+        """Device of the model."""
+        return self.model.device
+
+    @property
+    def n_tokens(self):
+        """Number of tokens learnt."""
+        return 0 if self.moments is None else int(self.moments.output.n_tokens)
+
+    def reset_projection(self):
+        """Forget everything."""
+        self.moments = None
+        self._learnt = None
+
+    def learn(self, input_ids, attention_mask=None, labels=None, **inputs):
+        """Learn which token follows which hidden state.
+
+        Parameters
+        ----------
+        input_ids : tensor of shape (n, t)
+        attention_mask : tensor of shape (n, t), default=None
+            0 for padding, which teaches nothing.
+        labels : tensor of shape (n, t), default=None
+            As transformers has them: of a decoder the tokens themselves with -100 where they are not to be learnt
+            (all are learnt by default); of an encoder-decoder the answers, which are needed.
+        **inputs
+            Passed to the model.
+
+        Returns
+        -------
+        FastWeightLM
+            Itself.
+        """
+        input_ids = torch.as_tensor(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else torch.as_tensor(attention_mask)
+        labels = None if labels is None else torch.as_tensor(labels)
+        if self.model.encoder_decoder:
+            if labels is None:
+                raise InputError("an encoder-decoder model learns from labels=, the tokens of the answers.")
+            targets, where = labels.clamp_min(0), labels >= 0
+            inputs["decoder_input_ids"] = self.model.module.prepare_decoder_input_ids_from_labels(labels=labels)
+        else:
+            targets, where = torch.zeros_like(input_ids), torch.zeros_like(input_ids, dtype=torch.bool)
+            targets[:, :-1] = input_ids[:, 1:]
+            where[:, :-1] = (mask[:, 1:] > 0) & (mask[:, :-1] > 0)
+            if labels is not None:
+                where[:, :-1] &= labels[:, 1:] >= 0
+        digests = [
+            digest(row[kept > 0].tolist(), target[learnt].tolist())
+            for row, kept, target, learnt in zip(input_ids.cpu(), mask.cpu(), targets.cpu(), where.cpu(), strict=True)
+        ]
+        device = self.device
+        inputs = {"input_ids": input_ids, "attention_mask": mask, **inputs}
+        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        seen = observe(self.model, inputs, where.to(device), targets.to(device), digests, target=self.target)
+        if not bool(seen.finite.all()):
+            raise InputError(f"hidden states are not finite in {self.model.dtype}; try dtype='float32'.")
+        self.moments = seen.moments if self.moments is None else self.moments + seen.moments
+        self._learnt = Learnt(self.moments, target=self.target, **self._settings)
+        return self
+
+    def compiled(self):
+        """Return the solved fast weights with what was chosen; None if nothing has been learnt."""
+        return None if self._learnt is None else self._learnt.compiled(self.model)
+
+    @contextmanager
+    def attached(self):
+        """Put the fast weights on the transformers model for the time of a block, and yield it."""
+        compiled = self.compiled()
+        if compiled is None:
+            yield self.model.module
+            return
+        with compiled.weights.attached(self.model):
+            yield self.model.module
+
+    def generate(self, *args, **kwargs):
+        """Call the model's own ``generate`` with the fast weights; without gradients."""
+        with torch.no_grad(), self.attached() as module:
+            return module.generate(*args, **kwargs)
+
+    def forward(self, *args, **kwargs):
+        """Call the model with the fast weights; without gradients."""
+        with torch.no_grad(), self.attached() as module:
+            return module(*args, **kwargs)
+
+    __call__ = forward

@@ -1,0 +1,158 @@
+"""Fast weights of a language model: what is put on the frozen one, as hooks or folded into its output matrix."""
+
+import threading
+from dataclasses import dataclass, field
+
+import torch
+
+from faast_sklearn.errors import BackboneError
+from faast_sklearn.language.hooks import hooked
+
+__all__ = ["FastWeights", "Middle"]
+
+
+@dataclass(frozen=True, eq=False)
+class Middle:
+    """A memory in front of a block of a published checkpoint.
+
+    Parameters
+    ----------
+    layer : int
+        The block.
+    update : torch.Tensor of shape (d, d)
+        ``h ← h + h update``: its fast weights times the trained projection.
+    """
+
+    layer: int
+    update: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FastWeights:
+    """Solved memories, ready to be put on a language model.
+
+    Every one is a linear update of a hidden state, ``h ← h + h U``: the output memory of Bao et al.,
+    ``(1 − r) h + r h W``, has ``U = r (W − I)`` in front of the final norm; residual fast weights act where the state
+    enters the output matrix E, so ``E (I + U)ᵀ`` has them for nothing.
+
+    Parameters
+    ----------
+    target : {"residual", "embedding"}
+        Where ``update`` acts: at the output matrix's input, or at the final norm's.
+    update : torch.Tensor of shape (d, d), or None
+        None: the model's own states, to the bit.
+    reader, shift : torch.Tensor of shape (d,) and (vocabulary,), or None
+        ``(h · reader) shift`` is added to the output matrix's result: a bias over the vocabulary, read from the
+        direction in which hidden states are nearly constant, so that it too is a change of the matrix.
+    middle : tuple of Middle, default=()
+    """
+
+    target: str
+    update: torch.Tensor | None
+    reader: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    middle: tuple = ()
+    _carried: threading.local = field(default_factory=threading.local, repr=False)
+
+    @property
+    def is_null(self):
+        """Whether they change nothing."""
+        return self.update is None and self.shift is None and not self.middle
+
+    def fits(self, lm):
+        """Whether they are on the model's device and in its dtype."""
+        return all(t.device == lm.device and t.dtype == lm.dtype for t in self._tensors())
+
+    def to(self, device, dtype=None):
+        """Return the same weights on ``device``, in ``dtype`` (their own by default)."""
+
+        def moved(tensor):
+            return None if tensor is None else tensor.to(device=device, dtype=dtype or tensor.dtype)
+
+        middle = tuple(Middle(m.layer, moved(m.update)) for m in self.middle)
+        return FastWeights(self.target, moved(self.update), moved(self.reader), moved(self.shift), middle)
+
+    def _tensors(self):
+        own = (self.update, self.reader, self.shift, *(m.update for m in self.middle))
+        return [tensor for tensor in own if tensor is not None]
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_carried"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _carried=threading.local())
+
+    def adapt(self, states):
+        """Return hidden states with the update; at the place where it acts."""
+        if self.update is None:
+            return states
+        return states + states @ self.update
+
+    def adapt_raw(self, states, raw):
+        """Return the output matrix's result with the shift, for states as they were before the update."""
+        if self.shift is None:
+            return raw
+        return torch.addcmul(raw, (states @ self.reader)[..., None], self.shift)
+
+    def hooks(self, lm):
+        """Return what :func:`~faast_sklearn.language.hooks.hooked` takes: hooks before and after modules."""
+        before, after = [(lm.layers[m.layer], _adding(m.update)) for m in self.middle], []
+        if self.target == "embedding" and self.update is not None:
+            before.append((lm.final_norm, self.adapt))
+        if self.target == "residual" and not (self.update is None and self.shift is None):
+            before.append((lm.head, self._enter))
+            if self.shift is not None:
+                after.append((lm.head, self._leave))
+        return before, after
+
+    def attached(self, lm, *, private=False):
+        """Put them on the model for the time of a block.
+
+        Parameters
+        ----------
+        lm : LanguageModel
+        private : bool, default=False
+            See :func:`~faast_sklearn.language.hooks.hooked`.
+        """
+        return hooked(*self.hooks(lm), private=private)
+
+    def folded_matrix(self, lm):
+        """Return the output matrix that has the fast weights in it, of shape (vocabulary, d), in its own dtype.
+
+        Raises
+        ------
+        BackboneError
+            If they do not act on the output matrix.
+        """
+        if self.middle:
+            raise BackboneError(
+                "memories in the middle of the model act before its later blocks, so no output matrix can hold them."
+            )
+        matrix = lm.head.weight.detach()
+        if self.target == "embedding" and self.update is not None:
+            raise BackboneError(
+                "target='embedding' changes the hidden state in front of the final norm, which is not linear, so no "
+                "output matrix can hold it; use target='residual'."
+            )
+        folded = matrix.to(torch.float32 if matrix.dtype != torch.float64 else torch.float64)
+        if self.update is not None:
+            folded = folded + folded @ self.update.T.to(folded.dtype)
+        else:
+            folded = folded.clone()
+        if self.shift is not None:
+            folded.addr_(self.shift.to(folded.dtype), self.reader.to(folded.dtype))
+        return folded.to(matrix.dtype)
+
+    def _enter(self, states):
+        if self.shift is not None:
+            # The shift reads the state as it came, and the hook behind the matrix does not see that one.
+            self._carried.states = states
+        return self.adapt(states)
+
+    def _leave(self, _, raw):
+        states, self._carried.states = self._carried.states, None
+        return self.adapt_raw(states, raw)
+
+
+def _adding(update):
+    return lambda states: states + states @ update

@@ -1,0 +1,83 @@
+"""Hooks on a frozen model that live for a block, and that know whose passes they are for."""
+
+import threading
+from contextlib import contextmanager
+
+__all__ = ["hooked"]
+
+_passes = threading.local()
+
+
+def _innermost():
+    stack = getattr(_passes, "stack", None)
+    return stack[-1] if stack else None
+
+
+@contextmanager
+def hooked(before=(), after=(), *, private=True):
+    """Register hooks for the time of the block; they are removed however it ends.
+
+    Passes of the library itself are private: they see their own hooks only, not those that a user has attached, and
+    other threads that run the same module do not see them at all.
+
+    Parameters
+    ----------
+    before : iterable of (torch.nn.Module, callable)
+        Called with the module's first positional input; what it returns, if not ``None``, takes its place.
+    after : iterable of (torch.nn.Module, callable)
+        Called with the first positional input and the output; what it returns, if not ``None``, is the output.
+    private : bool, default=True
+        ``False``: for every pass of every thread that is not private itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.language.hooks import hooked
+    >>> double = torch.nn.Identity()
+    >>> with hooked([(double, lambda x: 2 * x)]):
+    ...     double(torch.ones(1))
+    tensor([2.])
+    >>> double(torch.ones(1))
+    tensor([1.])
+    """
+    token = object()
+
+    def runs():
+        innermost = _innermost()
+        return innermost is token if private else innermost is None
+
+    def first(function):
+        def hook(module, args, kwargs):
+            if not runs():
+                return None
+            if not args:  # some models pass what they compute by name
+                name, value = next(iter(kwargs.items()))
+                changed = function(value)
+                return None if changed is None else (args, {**kwargs, name: changed})
+            changed = function(args[0])
+            return None if changed is None else ((changed, *args[1:]), kwargs)
+
+        return hook
+
+    def last(function):
+        def hook(module, args, kwargs, output):
+            return function(args[0] if args else next(iter(kwargs.values())), output) if runs() else None
+
+        return hook
+
+    handles = []
+    try:
+        for module, function in before:
+            handles.append(module.register_forward_pre_hook(first(function), with_kwargs=True))
+        for module, function in after:
+            handles.append(module.register_forward_hook(last(function), with_kwargs=True))
+        if private:
+            _passes.stack = [*getattr(_passes, "stack", []), token]
+        try:
+            yield
+        finally:
+            if private:
+                _passes.stack = _passes.stack[:-1]
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,194 @@
+"""Passes of the frozen model over prompts and answers: to learn from them, and to say how likely they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from faast_sklearn.backbones.base import Backbone, Batch
+from faast_sklearn.cross_moments import CrossMoments
+from faast_sklearn.device import moments_device
+from faast_sklearn.language.moments import LanguageMoments
+from faast_sklearn.language.observing import hidden_states, next_token_log_probabilities, token_moments
+from faast_sklearn.language.padding import decoder_inputs, pad_rows
+from faast_sklearn.language.reserve import Reserve, digest
+
+__all__ = ["Learner", "LikelihoodScorer", "Observation", "observe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a batch of samples teaches.
+
+    Parameters
+    ----------
+    moments : LanguageMoments
+    finite : bool tensor of shape (n,)
+        Whether the hidden states of each sample are.
+    """
+
+    moments: LanguageMoments
+    finite: torch.Tensor
+
+
+def observe(lm, inputs, where, targets, digests, *, target, weights=None):
+    """Run the frozen model over a batch and return what its tokens teach.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    inputs : dict of tensors
+        What the module is called with.
+    where : bool tensor of shape (n, t)
+        Positions of the decoder whose next token is learnt.
+    targets : tensor of shape (n, t), int64
+        The next token at each of them.
+    digests : sequence of n bytes
+        Of the samples.
+    target : {"residual", "embedding"}
+    weights : FastWeights, default=None
+        Residuals are taken from the model with them.
+
+    Returns
+    -------
+    Observation
+    """
+    layers = lm.readouts.layer_indices if lm.readouts is not None else ()
+    keys, states = hidden_states(lm, inputs, where, target, layers)
+    keys, wanted = keys.clone(), targets[where]  # what comes out of a frozen pass may not be changed in place
+    lengths = where.sum(1)
+    output = token_moments(lm, target, keys, wanted, weights)
+    middle = [_middle_moments(lm, k, part, where) for k, part in enumerate(states)]
+    moments = LanguageMoments(output, middle, _reserve(lm, digests, keys, wanted, lengths), len(where))
+    rows = torch.arange(len(where), device=where.device).repeat_interleave(lengths)
+    bad = torch.zeros(len(where), device=keys.device).index_add_(0, rows, (~torch.isfinite(keys).all(1)).float())
+    return Observation(moments, bad == 0)
+
+
+def _reserve(lm, digests, keys, targets, lengths):
+    device = moments_device(lm.device)
+    return Reserve.of_tokens(digests, keys.to(device), targets.to(device), lengths.tolist())
+
+
+def _middle_moments(lm, k, states, where):
+    """Return keys and values of a middle memory: a state, and the next one as far as the scorer lets it through."""
+    scorer = lm.readouts.scorers[k]
+    keys = states[where]
+    following = torch.zeros_like(where)
+    following[:, 1:] = where[:, :-1]
+    values = states[following]
+    score = torch.nn.functional.linear(torch.cat([keys, values], -1), scorer)
+    device = moments_device(lm.device)
+    return CrossMoments.from_rows(keys.to(device), (values * torch.sigmoid(score)).to(device))
+
+
+class _Reader(Backbone):
+    """Collates exchanges for one pass that is told every token."""
+
+    modality = "text"
+    n_features = None
+
+    def __init__(self, lm, learn_from="answer"):
+        self.lm = lm
+        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
+        self.default_batch_size = lm.default_batch_size
+        self.learn_from = learn_from
+
+    def load(self, sample):
+        """Return the exchange itself."""
+        return sample
+
+    def sort_key(self, item):
+        """Tokens of the exchange."""
+        return len(item.prompt) + len(item.answer)
+
+    def collate(self, items):
+        """Pad on the right, where a causal decoder does not look, and mark what is learnt."""
+        lengths = np.array([item.length for item in items])
+        digests = [digest(item.prompt, item.answer) for item in items]
+        answers = [item.answer for item in items]
+        if self.lm.encoder_decoder:
+            ids, mask = pad_rows([item.prompt for item in items], self.lm.pad_id)
+            inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_inputs(self.lm, answers)}
+            targets, where = pad_rows(answers, self.lm.pad_id)
+            return Batch((inputs, where.bool(), targets, digests), len(items), lengths, self.lm.limit)
+        rows = [(*item.prompt, *item.answer) for item in items]
+        ids, mask = pad_rows(rows, self.lm.pad_id)
+        targets, where = pad_rows([row[1:] for row in rows], self.lm.pad_id)
+        targets, where = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (targets, where))
+        if self.learn_from == "answer":
+            for i, item in enumerate(items):
+                where[i, : len(item.prompt) - 1] = 0
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return Batch((inputs, where.bool(), targets, digests), len(items), lengths, self.lm.limit)
+
+    def _on_device(self, batch):
+        inputs, where, targets, digests = batch.inputs
+        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        return inputs, where.to(self.device), targets.to(self.device), digests
+
+
+class Learner(_Reader):
+    """Runs a language model over prompts and answers and returns what they teach.
+
+    Drive it with :func:`~faast_sklearn.batching.stream_features`; ``forward`` returns an :class:`Observation`.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    target : {"residual", "embedding"}
+    learn_from : {"answer", "all"}, default="answer"
+        Which tokens of a decoder's text are targets.
+    weights : FastWeights, default=None
+        Residuals are taken from the model with them.
+    """
+
+    def __init__(self, lm, target, learn_from="answer", weights=None):
+        super().__init__(lm, learn_from)
+        self.target = target
+        self.weights = weights
+
+    def forward(self, batch):
+        """Return the statistics of the batch."""
+        inputs, where, targets, digests = self._on_device(batch)
+        return observe(self.lm, inputs, where, targets, digests, target=self.target, weights=self.weights)
+
+    def check(self, output, n):
+        """Nothing to check: :func:`observe` asks for positions and gets them."""
+
+    def finite(self, output):
+        """Return whether the hidden states of each sample are finite."""
+        return output.finite
+
+
+class LikelihoodScorer(_Reader):
+    """Runs a language model over prompts and answers and returns how likely the answers are.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    weights : FastWeights
+        To score with.
+    learn_from : {"answer", "all"}, default="answer"
+        Which tokens of a decoder's text count.
+
+    Notes
+    -----
+    ``forward`` returns, for each sample, the sum of its tokens' log-probabilities (natural logarithm), how many there
+    are, and how many of them are the most likely token; shape (n, 3).
+    """
+
+    n_features = 3
+
+    def __init__(self, lm, weights, learn_from="answer"):
+        super().__init__(lm, learn_from)
+        self.weights = weights
+
+    def forward(self, batch):
+        """Score the batch."""
+        inputs, where, targets, _ = self._on_device(batch)
+        states, _ = hidden_states(self.lm, inputs, where, "residual", weights=self.weights)
+        log_p, correct = next_token_log_probabilities(self.lm, states.clone(), targets[where], self.weights)
+        rows = torch.arange(batch.size, device=self.device).repeat_interleave(where.sum(1))
+        found = torch.stack([log_p, torch.ones_like(log_p), correct.to(log_p.dtype)], 1)
+        return torch.zeros((batch.size, 3), dtype=log_p.dtype, device=self.device).index_add_(0, rows, found)

@@ -1,0 +1,190 @@
+"""What a frozen language model makes of learnt tokens: keys, and the statistics that fast weights follow from."""
+
+import torch
+
+from faast_sklearn.backbones.base import frozen
+from faast_sklearn.cross_moments import CrossMoments
+from faast_sklearn.device import moments_device
+from faast_sklearn.errors import BackboneError, InputError
+from faast_sklearn.language.hooks import hooked
+from faast_sklearn.language.moments import TokenMoments
+from faast_sklearn.scatter import Scatter
+
+__all__ = ["TARGETS", "hidden_states", "next_token_log_probabilities", "row_chunks", "token_moments"]
+
+TARGETS = ("residual", "embedding")
+
+# Logits that exist at once: 64 MB in float32.
+_MOST_LOGITS = 2**24
+
+
+def hidden_states(lm, inputs, where, target, layers=(), weights=None):
+    """Run the frozen model and return its hidden states at chosen positions.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    inputs : dict of tensors
+        What the module is called with; on its device.
+    where : bool tensor of shape (n, t)
+        Positions of the decoder to return.
+    target : {"residual", "embedding"}
+        States as they enter the output matrix, or as they enter the final norm.
+    layers : sequence of int, default=()
+        Blocks before which to catch the states of all positions as well.
+    weights : FastWeights, default=None
+        Active as far as they act before the states that are returned; by default the model is frozen.
+
+    Returns
+    -------
+    keys : tensor of shape (where.sum(), d)
+        Row by row.
+    middle : list of tensors of shape (n, t, d)
+        One for each of ``layers``.
+
+    Raises
+    ------
+    InputError
+        If ``target="embedding"`` and the model has no final norm in front of its output matrix.
+    """
+    caught, middle = [], [None] * len(layers)
+
+    def at_head(states):
+        if target == "residual":
+            caught.append(states[where])
+        # The logits of all positions would be most of the work, and none is needed here.
+        return states[:, :1]
+
+    def at_norm(states):
+        caught.append(states[where])
+
+    def at_layer(k):
+        def catch(states):
+            middle[k] = states
+
+        return catch
+
+    before = [] if weights is None or weights.target == "residual" else weights.hooks(lm)[0]
+    before += [(lm.head, at_head), *((lm.layers[index], at_layer(k)) for k, index in enumerate(layers))]
+    if target == "embedding":
+        if lm.final_norm is None:
+            raise InputError(
+                f"target='embedding' learns in front of the final norm, and {lm.module.config.model_type!r} models have "
+                "none there; use target='residual'."
+            )
+        before.append((lm.final_norm, at_norm))
+    with frozen(lm.module), hooked(before):
+        lm.module(**inputs, use_cache=False)
+    if len(caught) != 1:
+        raise BackboneError(f"one pass of {type(lm.module).__name__} reached its output matrix {len(caught)} times.")
+    return caught[0], middle
+
+
+def token_moments(lm, target, keys, targets, weights=None):
+    """Compute the statistics of tokens from the hidden states before them.
+
+    With ``target="embedding"`` values are the input embeddings of the tokens (Bao et al., section 3). With
+    ``"residual"`` they are the negative gradients of the loss at the hidden state, ``Eᵀ a'(y − p)`` for output
+    embeddings E, probabilities p and slopes a' of the logits, with what its curvature needs.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    target : {"residual", "embedding"}
+    keys : tensor of shape (n, d)
+        As :func:`hidden_states` returns them.
+    targets : tensor of shape (n,), int64
+        The tokens that came next.
+    weights : FastWeights, default=None
+        Residuals are those of the model with these weights instead of the frozen one.
+
+    Returns
+    -------
+    TokenMoments
+        On the device where moments are kept. Work on the vocabulary comes in chunks of bounded size: O(n V d), twice.
+    """
+    device = moments_device(lm.device)
+    if target == "embedding":
+        with frozen(lm.module):
+            values = lm.embedding(targets).clone()
+        return TokenMoments(CrossMoments.from_rows(keys.to(device), values.to(device)))
+    n, vocabulary = len(keys), lm.head.out_features
+    expected = torch.empty((n, lm.head.in_features), dtype=torch.float32, device=lm.device)
+    values = torch.empty_like(expected)
+    sums = torch.zeros(2, vocabulary, dtype=torch.float32 if device.type != lm.device.type else torch.float64)
+    sums = sums.to(lm.device)
+    loss = torch.zeros((), dtype=sums.dtype, device=lm.device)
+    matrix, curved = lm.head.weight, False
+    with frozen(lm.module):
+        for part in row_chunks(n, vocabulary):
+            raw = _raw_logits(lm, keys[part], weights)
+            logits = lm.finish_logits(raw).float()
+            slope = lm.logit_slope(raw)
+            log_p = logits.log_softmax(1)
+            at = targets[part, None]
+            loss -= log_p.gather(1, at).sum(dtype=loss.dtype)
+            p = log_p.exp_()
+            sums[0] += p.sum(0, dtype=sums.dtype)
+            own = matrix[targets[part]].float()
+            if isinstance(slope, torch.Tensor):
+                curved = True
+                slope = slope.float()
+                own *= slope.gather(1, at)
+                p *= slope
+                sums[1] += (p * slope).sum(0, dtype=sums.dtype)
+            elif slope != 1:
+                own *= slope
+                p *= slope
+            expected[part] = (p.to(matrix.dtype) @ matrix).float()
+            values[part] = own - expected[part]
+    sums = sums.to(device, torch.float64)
+    slope = 1.0 if curved else float(slope) if n else 1.0
+    return TokenMoments(
+        CrossMoments.from_rows(keys.to(device), values.to(device)),
+        Scatter.from_rows(expected.to(device, torch.float64)),
+        torch.bincount(targets.to(device), minlength=vocabulary).to(torch.float64),
+        sums[0],
+        sums[1] if curved else sums[0] * slope**2,
+        float(loss),
+    )
+
+
+def next_token_log_probabilities(lm, states, targets, weights=None):
+    """Return the log-probability of tokens, and whether each is the most likely one.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    states : tensor of shape (n, d)
+        As they enter the output matrix.
+    targets : tensor of shape (n,), int64
+    weights : FastWeights, default=None
+        Applied to ``states`` where they act there; none by default.
+
+    Returns
+    -------
+    log_p : tensor of shape (n,), float32
+    correct : bool tensor of shape (n,)
+    """
+    log_p, correct = [], []
+    with frozen(lm.module):
+        for part in row_chunks(len(states), lm.head.out_features):
+            logits = lm.finish_logits(_raw_logits(lm, states[part], weights)).float()
+            log_p.append(logits.log_softmax(1).gather(1, targets[part, None])[:, 0])
+            correct.append(logits.argmax(1) == targets[part])
+    return torch.cat(log_p).clone(), torch.cat(correct).clone()
+
+
+def _raw_logits(lm, states, weights):
+    # Not through the module, whose hooks belong to others.
+    matrix, bias = lm.head.weight, lm.head.bias
+    if weights is None or weights.target != "residual":
+        return torch.nn.functional.linear(states, matrix, bias)
+    return weights.adapt_raw(states, torch.nn.functional.linear(weights.adapt(states), matrix, bias))
+
+
+def row_chunks(n, vocabulary):
+    """Yield slices of n rows so small that their logits over a vocabulary take 64 MB."""
+    size = max(1, _MOST_LOGITS // vocabulary)
+    for start in range(0, n, size):
+        yield slice(start, start + size)

@@ -1,0 +1,150 @@
+"""From statistics of tokens to fast weights, up to their strength: closed form, no example needed.
+
+*Embedding target* (Bao et al., section 3): ``W = f(G) KᵀV`` with V the input embeddings of the tokens that came next.
+
+*Residual target*: one Newton-like step on the negative log-likelihood of ``softmax((h + hW) Eᵀ)`` from W = 0. Its
+negative gradient is ``C = Kᵀ(Y − P)E`` and its Hessian is, with keys and curvature taken apart as in K-FAC (Martens
+and Grosse, 2015), ``G ⊗ F`` for ``F = Eᵀ(diag Σp − PᵀP)E``. So ``W = f(G) C (F + 30 f̄ EᵀE/ē)⁻¹``, all statistics per
+token, f̄ and ē mean eigenvalues. The second term bounds the curvature that tokens will have once the model expects
+them, which F, taken where it does not, cannot know.
+
+The filter is ``f(λ) = α^½ (λ + α)^-3/2`` of eigenvalues relative to their mean: ridge times the square root of ridge's
+own shrinkage. The few directions that all hidden states share saturate first and would bound the step of all others
+(held-out loss 0.11 nats lower than with plain ridge on 14,000 tokens of translations, equal on 300).
+
+*Shift*: with counts n and expected counts Σp, a bias ``log (n + ⅓)/(Σp + ⅓)`` over the vocabulary, read from the
+direction ``a = (G + ε)⁻¹ Kᵀ1`` along which hidden states are nearly constant.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from faast_sklearn.errors import InputError
+from faast_sklearn.solvers import decompose, gcv_pinv, gcv_ridge, pinv_filter, solve_pinv, solve_ridge
+
+__all__ = ["ALPHAS", "Directions", "associative_weights", "curvature", "residual_directions"]
+
+# Candidates of alpha="auto" for the residual target; few and many tokens want the ends.
+ALPHAS = (0.01, 0.1, 1.0)
+_DAMPING = 30.0
+_POWER = 1.5
+_STEP = 2.0  # so that weights near one are best for thousands of tokens
+_CONSTANT = 1e-4
+_PSEUDOCOUNT = 1 / 3
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """What residual fast weights are made of, before their strengths.
+
+    Parameters
+    ----------
+    update : torch.Tensor of shape (d, d), float32
+    reader, shift : torch.Tensor of shape (d,) and (vocabulary,), float32
+    """
+
+    update: torch.Tensor
+    reader: torch.Tensor
+    shift: torch.Tensor
+
+
+def associative_weights(memory, solver, alpha):
+    """Solve for the weights that map keys to values.
+
+    Parameters
+    ----------
+    memory : CrossMoments
+    solver : {"ridge", "pinv"}
+    alpha : float or "auto"
+        As in :func:`~faast_sklearn.solvers.fast_weights`; "auto" by generalised cross-validation.
+
+    Returns
+    -------
+    Solution
+        At a cost of O(d³).
+    """
+    scatter = memory.keys.about_origin()
+    spectrum = decompose(scatter)
+    n = memory.weight
+    if alpha == "auto":
+        gcv = gcv_ridge if solver == "ridge" else gcv_pinv
+        alpha, _ = gcv(spectrum, memory.cross, memory.power, n, intercept=False)
+    if solver == "ridge":
+        return solve_ridge(spectrum, memory.cross, alpha)
+    return solve_pinv(spectrum, memory.cross, alpha, n)
+
+
+def curvature(lm, moments):
+    """Return the damped curvature ``F + 30 f̄ EᵀE / ē`` of the loss in the output embeddings, per token.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    moments : TokenMoments
+
+    Returns
+    -------
+    torch.Tensor of shape (d, d), float64
+        Lower Cholesky factor, on the statistics' device. O(V d²).
+    """
+    device, matrix = moments.device, lm.head.weight.detach()
+    d = matrix.shape[1]
+    weights = torch.stack([moments.curvature.to(torch.float64), torch.ones_like(moments.curvature)])
+    total = torch.zeros((2, d, d), dtype=torch.float64, device=device)
+    size = max(1, 2**22 // d)  # 32 MB in float64
+    for start in range(0, len(matrix), size):
+        rows = matrix[start : start + size].to(device, torch.float64)
+        for k, w in enumerate(weights[:, start : start + size]):
+            total[k].addmm_((rows * w[:, None]).T if k == 0 else rows.T, rows)
+    expected = moments.expected
+    second = expected.about_origin().matrix()
+    fisher = (total[0] - second) / moments.n_tokens
+    scale = fisher.trace().clamp_min(torch.finfo(torch.float64).tiny) / total[1].trace()
+    damped = fisher + total[1] * (_DAMPING * scale)
+    # Rounding, and vocabularies narrower than the embedding, leave directions without any curvature.
+    damped.diagonal().add_(1e-9 * damped.trace() / d)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if int(info):
+        raise InputError(
+            "the curvature of the loss is not positive in float64, so these statistics do not belong to this model."
+        )
+    return factor
+
+
+def residual_directions(moments, factor, solver, alpha, logit_scale=1.0):
+    """Return the step and the shift that residual statistics give.
+
+    Parameters
+    ----------
+    moments : TokenMoments
+    factor : torch.Tensor of shape (d, d)
+        Of :func:`curvature`, of these tokens or of more: it knows nothing of which tokens came.
+    solver : {"ridge", "pinv"}
+        "pinv" truncates the eigenvalues of G instead.
+    alpha : float
+    logit_scale : float, default=1.0
+        By which the model multiplies the output matrix's result.
+
+    Returns
+    -------
+    Directions
+        At a cost of O(d³), or O(n² d) while tokens are fewer than features.
+    """
+    n = moments.n_tokens
+    scatter = moments.memory.keys.about_origin()
+    spectrum = decompose(scatter)
+    values = spectrum.values / n
+    mean = float(values.sum()) / spectrum.n_features
+    if solver == "pinv":
+        f = pinv_filter(values, float(n) ** -alpha)
+    else:
+        alpha = max(alpha, 1e-12)
+        f = alpha ** (_POWER - 1) * (values / mean + alpha) ** -_POWER / mean
+    gradient = spectrum.vectors.T @ (moments.memory.cross / n)
+    left = spectrum.vectors @ (f[:, None] * gradient)
+    update = _STEP * torch.cholesky_solve(left.T, factor).T
+    total = spectrum.vectors.T @ moments.memory.keys.mean
+    reader = spectrum.vectors @ (total / (values + _CONSTANT * mean))
+    shift = torch.log((moments.counts + _PSEUDOCOUNT) / (moments.probability.clamp_min(0) + _PSEUDOCOUNT))
+    return Directions(update.float(), reader.float(), (shift / logit_scale).float())

@@ -1,0 +1,537 @@
+"""FaastSeq2Seq: a frozen language model that learns a task from pairs of texts, in one forward pass."""
+
+import numbers
+import warnings
+from contextlib import closing, contextmanager
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+
+from faast_sklearn.backbones import as_handle
+from faast_sklearn.batching import stream_features
+from faast_sklearn.errors import ForgetError, InputError, NotFittedWarning
+from faast_sklearn.extraction import FrozenBackboneMixin
+from faast_sklearn.inputs import count_samples
+from faast_sklearn.language.choices import ChoiceScorer
+from faast_sklearn.language.compiling import Learnt
+from faast_sklearn.language.export import save_folded
+from faast_sklearn.language.fast_weights import FastWeights
+from faast_sklearn.language.generation import Generator
+from faast_sklearn.language.learning import Learner, LikelihoodScorer
+from faast_sklearn.language.observing import TARGETS
+from faast_sklearn.language.prompts import Prompts
+from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
+
+__all__ = ["FaastSeq2Seq"]
+
+_SCORINGS = (*TEXT_SCORINGS, "negative_perplexity")
+
+
+class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
+    """Language model that learns a text-to-text task in one forward pass, without gradients.
+
+    The frozen model reads each prompt with its answer once. From its hidden states and the tokens that came next,
+    statistics are added up; one solve turns them into fast weights, which change the model's output. ``partial_fit``
+    adds statistics, in any split to the same result, and ``forget`` takes them away again.
+
+    With ``target="residual"`` fast weights are one Newton-like step on the negative log-likelihood of the answers
+    together with a shift of the vocabulary, both of a strength that held-out tokens choose; they fold into the output
+    matrix, so that they cost nothing afterwards (:meth:`save_folded`). ``target="embedding"`` is the output memory of
+    Bao et al. [1]_: ``h ← (1 − r) h + r h W`` in front of the final norm, ``W = pinv(K) V`` with V the embeddings of
+    the tokens that came next; their setting is ``solver="pinv", memory_weight=0.9``.
+
+    Parameters
+    ----------
+    backbone : str, path, handle or (transformers model, tokenizer)
+        ``"hf:NAME_OR_PATH"``, ``"bundled:smollm2-135m"``, a local folder or GGUF file, or a model in memory: any
+        decoder or encoder-decoder language model of transformers. It is opened once a process and never changed. The
+        published FAAST checkpoints are recognised; they have memories of their own, so ``target`` and ``solver`` do
+        not apply to them, ``memory_weight="auto"`` is 0.9 and ``alpha="auto"`` what the checkpoint says.
+    target : {"residual", "embedding"}, default="residual"
+        What fast weights map hidden states to.
+    solver : {"ridge", "pinv"}, default="ridge"
+        Spectral filter of the keys.
+    alpha : "auto" or float, default="auto"
+        Its strength: relative to the mean eigenvalue for "ridge", the exponent of ``N ** -alpha`` for "pinv". "auto"
+        is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
+    memory_weight : "auto" or float, default="auto"
+        Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
+        tokens, a reserve of at most 2,048 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
+        the frozen model by two standard errors.
+    learn_from : {"answer", "all"}, default="answer"
+        Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
+    template : None, str or callable, default=None
+        How source and target become a prompt and its answer: ``None`` takes the tokenizer's chat template where it has
+        one, else a line each; a format string has ``{source}`` and ``{target}``; a callable gets the source and
+        returns the prompt or a list of chat messages.
+    choices : sequence of str, default=None
+        Predict the most likely of these strings, of any length in tokens, instead of generating; ``score`` is then
+        the accuracy.
+    max_new_tokens : int, default=64
+        Most tokens of a generated answer.
+    num_beams : int, default=1
+        1 generates greedily.
+    generation_config : dict or transformers.GenerationConfig, default=None
+        Anything else that ``generate`` knows, such as ``do_sample``, ``temperature`` or ``no_repeat_ngram_size``.
+    scoring : {"bleu", "chrf", "exact_match", "negative_perplexity"}, default="bleu"
+        What :meth:`score` returns; BLEU and chrF as sacrebleu has them, from 0 to 100.
+    batch_size : int or "auto", default="auto"
+        Samples a pass; halved where memory is short.
+    device : None, "auto", str or torch.device, default=None
+        The best device there is by default.
+    dtype : "auto", str or torch.dtype, default="auto"
+        Of the model: bfloat16 on GPUs that have it, float32 elsewhere. Statistics are always float64.
+    verbose : int, default=0
+        1 shows a progress bar on stderr.
+
+    Attributes
+    ----------
+    moments_ : LanguageMoments
+        All that is known of what was learnt; of a size that does not grow with it.
+    alpha_, memory_weight_, shift_weight_ : float
+        What was used: the regulariser, the strength of the step and that of the vocabulary's shift.
+    held_out_loss_ : float or None
+        Negative log-likelihood a held-out token, natural logarithm; None where nothing was held out.
+    n_samples_seen_, n_tokens_seen_ : int
+        Samples and tokens learnt and not forgotten.
+    device_ : str
+        Where the model runs.
+
+    Notes
+    -----
+    Learning costs a forward pass with logits of the learnt tokens only, twice, and O(d²) a token; statistics take
+    ``24 d²`` bytes and two numbers a word of the vocabulary. The solve costs O(d³ + V d²) and a few passes of the
+    reserve through the output matrix, when a prediction is first asked for after a change.
+
+    References
+    ----------
+    .. [1] Bao et al., "Forward-Only Associative Learning via Closed-Form Fast Weights for Test-Time Supervised
+       Adaptation", arXiv 2605.04651, 2026, section 3.
+
+    Examples
+    --------
+    >>> from faast_sklearn import FaastSeq2Seq
+    >>> seq2seq = FaastSeq2Seq("bundled:smollm2-135m", choices=["good", "bad"])
+    >>> seq2seq.fit(["I love it", "It broke at once"], ["good", "bad"])  # doctest: +SKIP
+    >>> seq2seq.predict(["What a waste"])  # doctest: +SKIP
+    array(['bad'], dtype=object)
+    """
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        target="residual",
+        solver="ridge",
+        alpha="auto",
+        memory_weight="auto",
+        learn_from="answer",
+        template=None,
+        choices=None,
+        max_new_tokens=64,
+        num_beams=1,
+        generation_config=None,
+        scoring="bleu",
+        batch_size="auto",
+        device=None,
+        dtype="auto",
+        verbose=0,
+    ):
+        self.backbone = backbone
+        self.target = target
+        self.solver = solver
+        self.alpha = alpha
+        self.memory_weight = memory_weight
+        self.learn_from = learn_from
+        self.template = template
+        self.choices = choices
+        self.max_new_tokens = max_new_tokens
+        self.num_beams = num_beams
+        self.generation_config = generation_config
+        self.scoring = scoring
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Forget everything and learn from texts.
+
+        Parameters
+        ----------
+        X : sequence of n str
+            Sources; or plain texts, of which every token after the first is learnt.
+        y : sequence of n str, default=None
+            Targets; None for plain text.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
+            See :mod:`faast_sklearn.errors`. The estimator is then as it was before the call.
+        """
+        return self._learn(X, y, reset=True)
+
+    def partial_fit(self, X, y=None):
+        """Learn more texts; the same as having fitted all at once.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
+            The estimator is then as it was before the call.
+        """
+        return self._learn(X, y, reset=not hasattr(self, "moments_"), partial=True)
+
+    def forget(self, X, y=None):
+        """Take texts away that were learnt before; the same as never having learnt them.
+
+        Parameters
+        ----------
+        X, y
+            As they were learnt.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        ForgetError
+            If more is to be forgotten than was learnt, or texts that were not.
+        InputError, NonFiniteError
+            As in :meth:`fit`. The estimator is then as it was before the call.
+        """
+        check_is_fitted(self)
+        self._check_params()
+        with self._unchanged_on_error():
+            removed = self._moments_of(self._open(), X, y, "forget")
+            self._publish(_taken_away(self.moments_, removed))
+        return self
+
+    def predict(self, X):
+        """Write an answer to each source, or choose the most likely of ``choices``.
+
+        Parameters
+        ----------
+        X : sequence of n str
+
+        Returns
+        -------
+        ndarray of shape (n,), object
+            Strings. Before anything was learnt they are the frozen model's own, and a warning says so.
+        """
+        if self.choices is not None:
+            scores, choices = self._choice_scores(X)
+            return _strings(choices)[scores.argmax(1)]
+        self._check_params()
+        lm = self._open()
+        prompts = Prompts(lm, self.template)
+        runner = Generator(
+            lm,
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            generation_config=self.generation_config,
+            stop_ids=prompts.stop_ids,
+        )
+        questions = prompts.questions(X, room=runner.room)
+        answers = np.empty(len(questions), dtype=object)
+        with self._weights(lm).attached(lm, private=True):
+            for indices, texts in self._stream(runner, questions, "predict"):
+                answers[indices] = texts
+        return answers
+
+    def choice_log_probabilities(self, X):
+        """Return how likely each of ``choices`` is as the whole answer to each source.
+
+        Parameters
+        ----------
+        X : sequence of n str
+
+        Returns
+        -------
+        ndarray of shape (n, len(choices))
+            Natural logarithms of the model's probabilities, end of the answer included; they need not sum to one.
+        """
+        if self.choices is None:
+            raise ValueError("choices is None; pass choices=[...] to the constructor.")
+        return self._choice_scores(X)[0]
+
+    def score(self, X, y=None):
+        """Score predictions against targets; greater is better.
+
+        Parameters
+        ----------
+        X : sequence of n str
+        y : sequence of n str, default=None
+            May be None with ``scoring="negative_perplexity"``, for plain text.
+
+        Returns
+        -------
+        float
+            The accuracy with ``choices``, else what ``scoring`` says.
+        """
+        self._check_params()
+        if self.choices is None and self.scoring == "negative_perplexity":
+            return -self.perplexity(X, y)
+        if y is None:
+            raise InputError("y is None; only scoring='negative_perplexity' scores plain text.")
+        if count_samples(X) != count_samples(y):
+            raise InputError(
+                f"X has {count_samples(X)} samples and y has {count_samples(y)}; pass one target for each."
+            )
+        found = self.predict(X)
+        if self.choices is not None:
+            return float(np.mean([a == b for a, b in zip(found, y, strict=True)]))
+        return text_score(list(found), list(y), self.scoring)
+
+    def perplexity(self, X, y=None):
+        """Return the perplexity a token of answers, or of plain texts; smaller is better.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        float
+            ``exp`` of the mean negative log-likelihood of the tokens that ``learn_from`` names.
+        """
+        total, tokens, _ = self._likelihood(X, y)
+        return float(np.exp(-total / tokens))
+
+    def token_scores(self, X, y=None):
+        """Return what the model makes of given answers, or of plain texts, token by token.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        dict
+            ``"nll"``: mean negative log-likelihood a token, natural logarithm; ``"accuracy"``: share of tokens that
+            are the most likely one; ``"n_tokens"``.
+        """
+        total, tokens, correct = self._likelihood(X, y)
+        return {"nll": float(-total / tokens), "accuracy": float(correct / tokens), "n_tokens": int(tokens)}
+
+    @contextmanager
+    def attached(self):
+        """Put the fast weights on the transformers model for the time of a block, and yield the model.
+
+        Yields
+        ------
+        transformers.PreTrainedModel
+            For ``generate``, pipelines and evaluation. Within the block every pass of it has the fast weights, in
+            every thread; those of this library's own estimators have their own. With ``memory_weight=0`` its output
+            is the frozen model's to the bit. Afterwards, also after an exception, it is the frozen model again.
+        """
+        lm = self._open()
+        with self._weights(lm).attached(lm):
+            yield lm.module
+
+    def save_folded(self, folder):
+        """Write a plain transformers checkpoint, model and tokenizer, with the fast weights in its output matrix.
+
+        Parameters
+        ----------
+        folder : str or path
+            For ``AutoModelForCausalLM.from_pretrained`` (or ``AutoModelForSeq2SeqLM``); no code of this library is
+            needed to load it, and its logits are those with the fast weights attached.
+
+        Raises
+        ------
+        BackboneError
+            If the fast weights do not act on the output matrix (``target="embedding"``, published checkpoints).
+        """
+        lm = self._open()
+        save_folded(lm, self._current().compiled(lm).weights, folder)
+
+    @property
+    def alpha_(self):
+        """The regulariser that was used."""
+        return self._solution().alpha
+
+    @property
+    def memory_weight_(self):
+        """The strength of the fast weights."""
+        return self._solution().memory_weight
+
+    @property
+    def shift_weight_(self):
+        """The strength of the vocabulary's shift."""
+        return self._solution().shift_weight
+
+    @property
+    def held_out_loss_(self):
+        """Negative log-likelihood a held-out token."""
+        return self._solution().held_out_loss
+
+    def _learn(self, X, y, *, reset, partial=False):
+        self._check_params()
+        with self._unchanged_on_error():
+            lm = self._open()
+            moments = self._moments_of(lm, X, y, "partial_fit" if partial else "fit")
+            if not reset:
+                moments = self.moments_ + moments
+            self.device_ = str(lm.device)
+            self._publish(moments)
+        return self
+
+    def _open(self):
+        return as_handle(self.backbone).open_language_model(self.device, self.dtype)
+
+    def _target(self, lm):
+        return "embedding" if lm.readouts is not None else self.target
+
+    def _exchanges(self, lm, X, y):
+        prompts = Prompts(lm, self.template)
+        exchanges = prompts.texts(X) if y is None else prompts.pairs(X, y)
+        if not len(exchanges):
+            raise InputError("X is empty; pass at least one text.")
+        return exchanges
+
+    def _stream(self, runner, exchanges, description):
+        # The report counts from the exchanges, whose lengths are those before truncation.
+        with (
+            self._report(exchanges, description) as report,
+            closing(stream_features(runner, exchanges, batch_size=self.batch_size, report=report)) as stream,
+        ):
+            yield from stream
+
+    def _moments_of(self, lm, X, y, description):
+        """Stream texts into moments; nothing of this estimator is changed."""
+        exchanges = self._exchanges(lm, X, y)
+        learner = Learner(lm, self._target(lm), self.learn_from)
+        moments = None
+        for _, seen in self._stream(learner, exchanges, description):
+            moments = seen.moments if moments is None else moments + seen.moments
+        if not moments.output.n_tokens:
+            raise InputError("the texts have no token that could be learnt: all are a single token.")
+        return moments
+
+    def _publish(self, moments):
+        """Make new moments current, as the last step of a change."""
+        lm = self._open()
+        learnt = Learnt(
+            moments,
+            target=self._target(lm),
+            solver=self.solver,
+            alpha=self.alpha,
+            memory_weight=self.memory_weight,
+        )
+        self.__dict__.update(
+            moments_=moments,
+            n_samples_seen_=moments.n_samples,
+            n_tokens_seen_=int(round(moments.output.n_tokens)),
+            _learnt=learnt,
+        )
+
+    def _current(self):
+        if "_learnt" not in self.__dict__:
+            raise NotFittedError(
+                f"This {type(self).__name__} instance is not fitted yet. Call 'fit' or 'partial_fit' first."
+            )
+        if not self.moments_.n_samples:
+            raise NotFittedError("Everything that was learnt has been forgotten; call 'partial_fit' or 'fit' first.")
+        return self._learnt
+
+    def _solution(self):
+        return self._current().compiled(self._open())
+
+    def _weights(self, lm):
+        """Return the fast weights; before anything was learnt none, with a warning."""
+        if not self.__sklearn_is_fitted__():
+            warnings.warn(
+                f"This {type(self).__name__} has not learnt anything yet, so this is the frozen model; call fit or "
+                "partial_fit first.",
+                NotFittedWarning,
+                stacklevel=4,
+            )
+            return FastWeights("residual", None)
+        return self._current().compiled(lm).weights
+
+    def _choice_scores(self, X):
+        self._check_params()
+        lm = self._open()
+        prompts = Prompts(lm, self.template)
+        runner = ChoiceScorer(lm, prompts, self.choices)
+        questions = prompts.questions(X, room=runner.room)
+        scores = np.empty((len(questions), runner.n_features))
+        with self._weights(lm).attached(lm, private=True):
+            for indices, found in self._stream(runner, questions, "predict"):
+                scores[indices] = found.cpu().numpy()
+        return scores, runner.choices
+
+    def _likelihood(self, X, y):
+        self._check_params()
+        lm = self._open()
+        scorer = LikelihoodScorer(lm, self._weights(lm), self.learn_from)
+        total = np.zeros(3)
+        for _, found in self._stream(scorer, self._exchanges(lm, X, y), "score"):
+            total += found.double().sum(0).cpu().numpy()
+        return total
+
+    def _check_params(self):
+        for name, allowed in (
+            ("target", TARGETS),
+            ("solver", ("ridge", "pinv")),
+            ("learn_from", ("answer", "all")),
+            ("scoring", _SCORINGS),
+        ):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value in allowed):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        for name in ("alpha", "memory_weight"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (isinstance(value, str) and value == "auto") and not (number and 0 <= value < np.inf):
+                raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
+
+    def __sklearn_is_fitted__(self):
+        return "_learnt" in self.__dict__
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = False
+        return tags
+
+
+def _strings(texts):
+    out = np.empty(len(texts), dtype=object)
+    out[:] = texts
+    return out
+
+
+def _taken_away(learnt, removed):
+    """Return ``learnt − removed``; raise ForgetError if ``removed`` cannot be a part of ``learnt``."""
+    if removed.n_samples > learnt.n_samples or removed.output.n_tokens > learnt.output.n_tokens + 0.5:
+        raise ForgetError(
+            f"asked to forget {removed.n_samples} samples of {int(removed.output.n_tokens)} tokens, but only "
+            f"{learnt.n_samples} of {int(learnt.output.n_tokens)} were learnt."
+        )
+    unknown = learnt.reserve.missing(removed.reserve)
+    if unknown:
+        raise ForgetError(f"{unknown} of these samples, or more, were never learnt as they are.")
+    return learnt - removed
