@@ -1,7 +1,8 @@
 """Forward-only adaptation of frozen pretrained models, scikit-learn style.
 
 ``FaastClassifier`` learns from images, texts or ready features by one closed-form solve, ``FaastSeq2Seq`` teaches a
-language model a task; ``BackboneFeatures`` gives the features alone. ``backbone`` names a frozen model, ``list_backbones`` says which there are.
+language model a task, and ``BackboneFeatures`` gives the features alone. ``backbone`` names a frozen model,
+``list_backbones`` says which there are.
 """
 
 from faast_sklearn.backbones import backbone, list_backbones, register_backbone, release_backbones

@@ -57,8 +57,8 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     indices : ndarray of int, shape (b,)
         Positions in ``samples``; over the whole stream each occurs once.
     features : torch.Tensor, shape (b, n_features)
-        On the backbone's device (or what else its ``forward`` returns). They are checked while the next batch runs, so that an error about
-        the samples of one batch may come with the next one, or at the end.
+        On the backbone's device (or what else its ``forward`` returns). They are checked while the next batch runs,
+        so that an error about the samples of one batch may come with the next one, or at the end.
 
     Raises
     ------

@@ -58,7 +58,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
     memory_weight : "auto" or float, default="auto"
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
-        tokens, a reserve of at most 2,048 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
+        tokens, a reserve of at most 1,024 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
         the frozen model by two standard errors.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
@@ -442,7 +442,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         self.__dict__.update(
             moments_=moments,
             n_samples_seen_=moments.n_samples,
-            n_tokens_seen_=int(round(moments.output.n_tokens)),
+            n_tokens_seen_=round(moments.output.n_tokens),
             _learnt=learnt,
         )
 

@@ -5,11 +5,12 @@ import math
 import torch
 
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.language.observing import row_chunks
+from faast_sklearn.language.observing import next_token_log_probabilities, row_chunks
 
-__all__ = ["Held", "best_weights", "interpolation_weight"]
+__all__ = ["Held", "best_weights", "frozen_losses", "interpolation_weight", "is_better", "losses_at"]
 
 _MOST_STEPS = 8
+_LEAST_GAIN = 1e-3  # nats a token; another step is not worth its time
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 
 
@@ -34,7 +35,7 @@ class Held:
         return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt)
 
 
-def best_weights(lm, held, start, *, fixed=False):
+def best_weights(lm, held, start):
     """Minimise the negative log-likelihood of held-out tokens over the weights of step and shift.
 
     Logits are linear in the two weights (but for a soft cap), so the loss is convex and Newton's method with
@@ -47,31 +48,31 @@ def best_weights(lm, held, start, *, fixed=False):
         With :class:`~faast_sklearn.language.solving.Directions`.
     start : (float, float)
         Where to begin.
-    fixed : bool, default=False
-        Only evaluate at ``start``.
 
     Returns
     -------
     weights : (float, float)
-        Never negative; zeros if the gain over the frozen model is within two standard errors of nothing.
-    loss : float
-        At those weights, a token.
+        Never negative.
+    losses : torch.Tensor of shape (t,), float64
+        Of each token, at those weights.
     """
-    zero = torch.zeros(2, dtype=torch.float64)
-    at = torch.tensor(start, dtype=torch.float64)
+    at, losses = _newton(lm, held, torch.tensor(start, dtype=torch.float64))
+    return tuple(at.tolist()), losses
+
+
+def losses_at(lm, held, weights):
+    """Return each held-out token's loss at given weights of step and shift; a tensor of shape (t,), float64."""
+    return _sweep(lm, held, torch.tensor(weights, dtype=torch.float64))[0]
+
+
+def frozen_losses(lm, held):
+    """Return each held-out token's loss under the frozen model; a tensor of shape (t,), float64."""
+    found = [next_token_log_probabilities(lm, part.keys, part.targets)[0] for part in held]
+    return -torch.cat(found).cpu().double()
+
+
+def _newton(lm, held, at):
     n = sum(len(part.targets) for part in held)
-    frozen_losses, _, _ = _sweep(lm, held, zero)
-    losses = None
-    if not fixed:
-        at, losses = _newton(lm, held, at, float(frozen_losses.sum()), n)
-    if losses is None:
-        losses, _, _ = _sweep(lm, held, at)
-    if not fixed and not _better(frozen_losses, losses, held):
-        return (0.0, 0.0), float(frozen_losses.sum()) / n
-    return tuple(at.tolist()), float(losses.sum()) / n
-
-
-def _newton(lm, held, at, frozen_loss, n):
     losses, gradient, hessian = _sweep(lm, held, at)
     value = float(losses.sum())
     for _ in range(_MOST_STEPS):
@@ -93,7 +94,7 @@ def _newton(lm, held, at, frozen_loss, n):
             break
         at, losses, gradient, hessian = tried, new_losses, new_gradient, new_hessian
         value -= gain
-        if gain < 5e-4 * n:
+        if gain < _LEAST_GAIN * n:
             break
     return at, losses
 
@@ -136,7 +137,7 @@ def _sweep(lm, held, at):
     return torch.cat(losses).cpu().double(), gradient, torch.stack([torch.stack([aa, ab]), torch.stack([ab, bb])])
 
 
-def _better(before, after, held):
+def is_better(before, after, held):
     """Whether losses fell by more than two standard errors of the mean over samples, whose tokens go together."""
     offset, index = 0, []
     for part in held:
@@ -172,7 +173,7 @@ def interpolation_weight(lm, held, weights=None):
     before = _interpolated(lm, held, 0.0)
     losses = {r: _interpolated(lm, held, r) for r in candidates}
     best = min(losses, key=lambda r: float(losses[r].sum()))
-    if weights is None and not _better(before, losses[best], held):
+    if weights is None and not is_better(before, losses[best], held):
         return 0.0, float(before.mean())
     return best, float(losses[best].mean())
 

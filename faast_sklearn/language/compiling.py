@@ -7,18 +7,26 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from faast_sklearn.language.calibration import Held, best_weights, interpolation_weight
+from faast_sklearn.language.calibration import (
+    Held,
+    best_weights,
+    frozen_losses,
+    interpolation_weight,
+    is_better,
+    losses_at,
+)
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.observing import token_moments
 from faast_sklearn.language.solving import ALPHAS, associative_weights, curvature, residual_directions
 
 __all__ = ["Compiled", "Learnt", "compile_weights"]
 
-# Strengths of step and shift where nothing could be held out: the step that few tokens bear.
-_START = (1.0, 0.75)
+# Strengths of step and shift at memory_weight=1.
+_UNIT = (1.0, 0.75)
 _FEW_TOKENS = 4000.0
+_MIDDLE_ALPHA = {"ridge": 0.1, "pinv": 0.5}
 # Held-out tokens that decide between alphas; their strengths are then found on all of them.
-_TRIAL_TOKENS = 512
+_TRIAL_TOKENS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,31 +85,31 @@ def _residual(lm, moments, solver, alpha, memory_weight):
     factor = curvature(lm, output)
     automatic = memory_weight == "auto"
     parts = _left_out(lm, moments, "residual") if automatic or alpha == "auto" else []
-    if alpha == "auto" and solver == "pinv":
-        alpha = 0.5  # a cut that keeps the directions of more than average weight
-    start = _START if automatic else tuple(memory_weight * w for w in _START)
-    loss = None
-    if automatic and not parts:
-        start = (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
+    strengths = _few(output) if automatic else tuple(memory_weight * w for w in _UNIT)
 
-    def held(alpha, most=None):
-        found = []
+    def trial(alpha, start, most=None):
+        held = []
         for part in parts:
             directions = residual_directions(part.learnt, factor, solver, alpha, lm.logit_scale)
-            found.append(part.learning(directions, None if most is None else max(1, most // len(parts))))
-        return found
+            held.append(part.learning(directions, None if most is None else max(1, most // len(parts))))
+        return best_weights(lm, held, start) if automatic else (start, losses_at(lm, held, start))
 
-    if alpha == "auto":
-        trials = {}
-        for one in ALPHAS if parts else ALPHAS[1:2]:
-            trials[one] = (
-                best_weights(lm, held(one, _TRIAL_TOKENS), start, fixed=not automatic) if parts else (start, 0)
-            )
-        alpha = min(trials, key=lambda a: trials[a][1])
-        start = max(trials[alpha][0], start, key=lambda w: w[0] > 0) if automatic else start
-    strengths = start
+    if alpha == "auto" and not parts:
+        alpha = _MIDDLE_ALPHA[solver]
+    elif alpha == "auto":
+        # From the strongest filter on; each begins where the one before ended.
+        tried, start = {}, strengths
+        for one in sorted(ALPHAS[solver], reverse=solver == "ridge"):
+            start, losses = tried[one] = trial(one, start, _TRIAL_TOKENS)
+        alpha = min(tried, key=lambda one: float(tried[one][1].sum()))
+        strengths = tried[alpha][0]
+    loss = None
     if parts:
-        strengths, loss = best_weights(lm, held(alpha), start, fixed=not automatic)
+        strengths, losses = trial(alpha, strengths)
+        before = frozen_losses(lm, parts)
+        if automatic and not is_better(before, losses, parts):
+            strengths, losses = (0.0, 0.0), before
+        loss = float(losses.mean())
     first, second = strengths
     if first == second == 0:
         return Compiled(FastWeights("residual", None), float(alpha), 0.0, 0.0, loss)
@@ -110,6 +118,11 @@ def _residual(lm, moments, solver, alpha, memory_weight):
         "residual", _cast(lm, first * found.update), _cast(lm, found.reader), _cast(lm, second * found.shift)
     )
     return Compiled(weights, float(alpha), float(first), float(second), loss)
+
+
+def _few(output):
+    """Return strengths that few tokens bear, where the search begins and where nothing could be held out."""
+    return (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
 
 
 def _embedding(lm, moments, solver, alpha, memory_weight):

@@ -3,9 +3,7 @@
 import numpy as np
 import torch
 
-from faast_sklearn.cross_moments import CrossMoments
 from faast_sklearn.language.reserve import Reserve
-from faast_sklearn.scatter import Scatter
 
 __all__ = ["LanguageMoments", "TokenMoments"]
 

@@ -69,8 +69,8 @@ def hidden_states(lm, inputs, where, target, layers=(), weights=None):
     if target == "embedding":
         if lm.final_norm is None:
             raise InputError(
-                f"target='embedding' learns in front of the final norm, and {lm.module.config.model_type!r} models have "
-                "none there; use target='residual'."
+                f"target='embedding' learns in front of the final norm, and {lm.module.config.model_type!r} models "
+                "have none there; use target='residual'."
             )
         before.append((lm.final_norm, at_norm))
     with frozen(lm.module), hooked(before):

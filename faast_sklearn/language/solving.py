@@ -26,7 +26,7 @@ from faast_sklearn.solvers import decompose, gcv_pinv, gcv_ridge, pinv_filter, s
 __all__ = ["ALPHAS", "Directions", "associative_weights", "curvature", "residual_directions"]
 
 # Candidates of alpha="auto" for the residual target; few and many tokens want the ends.
-ALPHAS = (0.01, 0.1, 1.0)
+ALPHAS = {"ridge": (0.01, 0.1, 1.0), "pinv": (0.3, 0.5, 0.8)}
 _DAMPING = 30.0
 _POWER = 1.5
 _STEP = 2.0  # so that weights near one are best for thousands of tokens
