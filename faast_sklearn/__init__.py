@@ -8,6 +8,7 @@ language model a task, and ``BackboneFeatures`` gives the features alone. ``back
 from faast_sklearn.backbones import backbone, list_backbones, register_backbone, release_backbones
 from faast_sklearn.classifier import FaastClassifier
 from faast_sklearn.features import BackboneFeatures
+from faast_sklearn.merging import merge
 from faast_sklearn.seq2seq import FaastSeq2Seq
 from faast_sklearn.sources import as_indexable, image_folder
 
@@ -21,6 +22,7 @@ __all__ = [
     "backbone",
     "image_folder",
     "list_backbones",
+    "merge",
     "register_backbone",
     "release_backbones",
 ]

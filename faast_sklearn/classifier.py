@@ -1,5 +1,6 @@
 """FaastClassifier: closed-form classification on the features of a frozen backbone."""
 
+import functools
 import numbers
 import threading
 from collections.abc import Mapping
@@ -351,6 +352,11 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         classes = union_of_labels(moments.classes, self._declared)
         compiled = _Compiled(moments, classes, self.solver, self.alpha, self.fit_intercept)
         self.__dict__.update(moments_=moments, n_samples_seen_=moments.n_rows, classes_=classes, _compiled=compiled)
+
+    def _adopt(self, moments, estimators):
+        """Make the sum of what several have learnt current."""
+        self._declared = functools.reduce(union_of_labels, [estimator._declared for estimator in estimators])
+        self._publish(moments)
 
     def _current(self):
         if "_compiled" not in self.__dict__:

@@ -60,6 +60,10 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
         tokens, a reserve of at most 1,024 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
         the frozen model by two standard errors.
+    n_passes : int, default=1
+        Passes of ``fit`` over the texts, each one step further from the model that the one before gave: more accurate,
+        at the cost of one forward pass each. More than one needs ``target="residual"`` and leaves nothing that
+        ``partial_fit`` and ``forget`` could add to.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
     template : None, str or callable, default=None
@@ -127,6 +131,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         solver="ridge",
         alpha="auto",
         memory_weight="auto",
+        n_passes=1,
         learn_from="answer",
         template=None,
         choices=None,
@@ -144,6 +149,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         self.solver = solver
         self.alpha = alpha
         self.memory_weight = memory_weight
+        self.n_passes = n_passes
         self.learn_from = learn_from
         self.template = template
         self.choices = choices
@@ -219,7 +225,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             As in :meth:`fit`. The estimator is then as it was before the call.
         """
         check_is_fitted(self)
-        self._check_params()
+        self._check_params(partial=True)
         with self._unchanged_on_error():
             removed = self._moments_of(self._open(), X, y, "forget")
             self._publish(_taken_away(self.moments_, removed))
@@ -387,14 +393,20 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         return self._solution().held_out_loss
 
     def _learn(self, X, y, *, reset, partial=False):
-        self._check_params()
+        self._check_params(partial)
         with self._unchanged_on_error():
             lm = self._open()
-            moments = self._moments_of(lm, X, y, "partial_fit" if partial else "fit")
+            if self.n_passes > 1 and lm.readouts is not None:
+                raise ValueError("n_passes > 1 takes further steps on the loss; published checkpoints do not.")
+            base = None
+            for k in range(self.n_passes):
+                moments = self._moments_of(lm, X, y, "partial_fit" if partial else "fit", base)
+                if k + 1 < self.n_passes:
+                    base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
             if not reset:
                 moments = self.moments_ + moments
             self.device_ = str(lm.device)
-            self._publish(moments)
+            self._publish(moments, base)
         return self
 
     def _open(self):
@@ -418,10 +430,10 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         ):
             yield from stream
 
-    def _moments_of(self, lm, X, y, description):
+    def _moments_of(self, lm, X, y, description, base=None):
         """Stream texts into moments; nothing of this estimator is changed."""
         exchanges = self._exchanges(lm, X, y)
-        learner = Learner(lm, self._target(lm), self.learn_from)
+        learner = Learner(lm, self._target(lm), self.learn_from, base)
         moments = None
         for _, seen in self._stream(learner, exchanges, description):
             moments = seen.moments if moments is None else moments + seen.moments
@@ -429,22 +441,31 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             raise InputError("the texts have no token that could be learnt: all are a single token.")
         return moments
 
-    def _publish(self, moments):
-        """Make new moments current, as the last step of a change."""
-        lm = self._open()
-        learnt = Learnt(
+    def _learnt_from(self, lm, moments, base, hold_out=False):
+        return Learnt(
             moments,
             target=self._target(lm),
             solver=self.solver,
             alpha=self.alpha,
             memory_weight=self.memory_weight,
+            base=base,
+            hold_out=hold_out,
         )
+
+    def _publish(self, moments, base=None):
+        """Make new moments current, as the last step of a change."""
+        learnt = self._learnt_from(self._open(), moments, base)
         self.__dict__.update(
             moments_=moments,
             n_samples_seen_=moments.n_samples,
             n_tokens_seen_=round(moments.output.n_tokens),
             _learnt=learnt,
         )
+
+    def _adopt(self, moments, estimators):
+        """Make the sum of what several have learnt current."""
+        self._check_params(partial=True)
+        self._publish(moments)
 
     def _current(self):
         if "_learnt" not in self.__dict__:
@@ -491,7 +512,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             total += found.double().sum(0).cpu().numpy()
         return total
 
-    def _check_params(self):
+    def _check_params(self, partial=False):
         for name, allowed in (
             ("target", TARGETS),
             ("solver", ("ridge", "pinv")),
@@ -506,6 +527,15 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not (isinstance(value, str) and value == "auto") and not (number and 0 <= value < np.inf):
                 raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
+        passes = self.n_passes
+        if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 1:
+            raise ValueError(f"n_passes must be a positive integer, got {passes!r}.")
+        if passes > 1 and self.target != "residual":
+            raise ValueError("n_passes > 1 takes further steps on the loss, which needs target='residual'.")
+        if passes > 1 and partial:
+            raise ValueError(
+                "each pass after the first needs all samples again, so partial_fit and forget need n_passes=1; use fit."
+            )
 
     def __sklearn_is_fitted__(self):
         return "_learnt" in self.__dict__

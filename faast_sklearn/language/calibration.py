@@ -5,9 +5,9 @@ import math
 import torch
 
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.language.observing import next_token_log_probabilities, row_chunks
+from faast_sklearn.language.observing import next_token_log_probabilities, raw_logits, row_chunks
 
-__all__ = ["Held", "best_weights", "frozen_losses", "interpolation_weight", "is_better", "losses_at"]
+__all__ = ["Held", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before"]
 
 _MOST_STEPS = 8
 _LEAST_GAIN = 1e-3  # nats a token; another step is not worth its time
@@ -25,14 +25,16 @@ class Held:
         Which sample each token is of.
     learnt : object
         Of the other tokens: Directions, the (d, d) weights of a memory, or moments on the way to them.
+    base : FastWeights, default=None
+        What the model has already.
     """
 
-    def __init__(self, keys, targets, samples, learnt):
-        self.keys, self.targets, self.samples, self.learnt = keys, targets, samples, learnt
+    def __init__(self, keys, targets, samples, learnt, base=None):
+        self.keys, self.targets, self.samples, self.learnt, self.base = keys, targets, samples, learnt, base
 
     def learning(self, learnt, most=None):
         """Return the same tokens, or the first ``most`` of them, with something else learnt."""
-        return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt)
+        return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base)
 
 
 def best_weights(lm, held, start):
@@ -65,9 +67,9 @@ def losses_at(lm, held, weights):
     return _sweep(lm, held, torch.tensor(weights, dtype=torch.float64))[0]
 
 
-def frozen_losses(lm, held):
-    """Return each held-out token's loss under the frozen model; a tensor of shape (t,), float64."""
-    found = [next_token_log_probabilities(lm, part.keys, part.targets)[0] for part in held]
+def losses_before(lm, held):
+    """Return each held-out token's loss under the model as it is; a tensor of shape (t,), float64."""
+    found = [next_token_log_probabilities(lm, part.keys, part.targets, part.base)[0] for part in held]
     return -torch.cat(found).cpu().double()
 
 
@@ -103,22 +105,23 @@ def _sweep(lm, held, at):
     """Return each token's loss at weights ``at``, and gradient and (Gauss-Newton) Hessian of their sum."""
     losses, slopes, curves = [], [], []
     first, second = at.tolist()
-    matrix, bias = lm.head.weight, lm.head.bias
-    linear = torch.nn.functional.linear
+    matrix, linear = lm.head.weight, torch.nn.functional.linear
     with frozen(lm.module):
         for part in held:
             learnt = part.learnt
-            update = learnt.update.to(matrix.dtype)
+            # Statistics may be kept on another device than the model's.
+            update, reader, shift = (t.to(matrix.device) for t in (learnt.update, learnt.reader, learnt.shift))
+            update = update.to(matrix.dtype)
             for rows in row_chunks(len(part.targets), lm.head.out_features):
                 keys, wanted = part.keys[rows], part.targets[rows, None]
-                raw = linear(keys, matrix, bias).float()
+                raw = raw_logits(lm, keys, part.base).float()
                 moved = linear(keys @ update, matrix).float()
-                read = (keys.float() @ learnt.reader)[:, None]
-                raw.add_(moved, alpha=first).addcmul_(read * second, learnt.shift)
+                read = (keys.float() @ reader)[:, None]
+                raw.add_(moved, alpha=first).addcmul_(read * second, shift)
                 slope = lm.logit_slope(raw)
                 log_p = lm.finish_logits(raw).log_softmax(1)
                 losses.append(-log_p.gather(1, wanted)[:, 0])
-                shifted = read * learnt.shift
+                shifted = read * shift
                 if not isinstance(slope, float) or slope != 1:
                     moved, shifted = moved * slope, shifted * slope
                 p = log_p.exp_()

@@ -10,10 +10,10 @@ import torch
 from faast_sklearn.language.calibration import (
     Held,
     best_weights,
-    frozen_losses,
     interpolation_weight,
     is_better,
     losses_at,
+    losses_before,
 )
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.observing import token_moments
@@ -53,11 +53,12 @@ class Compiled:
     held_out_loss: float | None = None
 
 
-def compile_weights(lm, moments, *, target, solver, alpha, memory_weight):
+def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, base=None, hold_out=False):
     """Solve for fast weights.
 
     Held-out tokens come from the reserve. Up to four folds of it are left out of the statistics in turn, where it is
-    a large part of all there is; else it is left out at once.
+    a large part of all there is; else it is left out at once. Further passes over the data start from weights that
+    have not seen the tokens which are held out from all of them.
 
     Parameters
     ----------
@@ -66,6 +67,10 @@ def compile_weights(lm, moments, *, target, solver, alpha, memory_weight):
     target : {"residual", "embedding"}
     solver : {"ridge", "pinv"}
     alpha, memory_weight : float or "auto"
+    base : FastWeights, default=None
+        Weights at which residuals were taken, to be added to; the frozen model by default.
+    hold_out : bool, default=False
+        Leave what is held out out of the weights too, for another pass to start from.
 
     Returns
     -------
@@ -77,14 +82,15 @@ def compile_weights(lm, moments, *, target, solver, alpha, memory_weight):
         return _published(lm, moments, alpha, memory_weight)
     if target == "embedding":
         return _embedding(lm, moments, solver, alpha, memory_weight)
-    return _residual(lm, moments, solver, alpha, memory_weight)
+    return _residual(lm, moments, solver, alpha, memory_weight, base, hold_out)
 
 
-def _residual(lm, moments, solver, alpha, memory_weight):
+def _residual(lm, moments, solver, alpha, memory_weight, base, hold_out):
     output = moments.output
     factor = curvature(lm, output)
     automatic = memory_weight == "auto"
-    parts = _left_out(lm, moments, "residual") if automatic or alpha == "auto" else []
+    single = hold_out or base is not None
+    parts = _left_out(lm, moments, "residual", base, single) if automatic or alpha == "auto" or hold_out else []
     strengths = _few(output) if automatic else tuple(memory_weight * w for w in _UNIT)
 
     def trial(alpha, start, most=None):
@@ -106,17 +112,19 @@ def _residual(lm, moments, solver, alpha, memory_weight):
     loss = None
     if parts:
         strengths, losses = trial(alpha, strengths)
-        before = frozen_losses(lm, parts)
+        before = losses_before(lm, parts)
         if automatic and not is_better(before, losses, parts):
             strengths, losses = (0.0, 0.0), before
         loss = float(losses.mean())
     first, second = strengths
-    if first == second == 0:
-        return Compiled(FastWeights("residual", None), float(alpha), 0.0, 0.0, loss)
-    found = residual_directions(output, factor, solver, alpha, lm.logit_scale)
-    weights = FastWeights(
-        "residual", _cast(lm, first * found.update), _cast(lm, found.reader), _cast(lm, second * found.shift)
-    )
+    weights = FastWeights("residual", None)
+    if first or second:
+        learnt = parts[0].learnt if hold_out and parts else output
+        found = residual_directions(learnt, factor, solver, alpha, lm.logit_scale)
+        reader, shift = found.reader[:, None], second * found.shift[None]
+        weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))
+    if base is not None:
+        weights = base.plus(weights)
     return Compiled(weights, float(alpha), float(first), float(second), loss)
 
 
@@ -162,14 +170,15 @@ def _cast(lm, tensor):
     return tensor.to(device=lm.device, dtype=lm.dtype)
 
 
-def _left_out(lm, moments, target):
-    """Return held-out tokens, each part with the statistics of all others."""
+def _left_out(lm, moments, target, base=None, single=False):
+    """Return held-out tokens, each part with the statistics of all others; the first part only if ``single``."""
     reserve, total = moments.reserve, moments.output
+    folds = reserve.folds(total.n_tokens)
     parts = []
-    for fold in reserve.folds(total.n_tokens):
+    for fold in folds[:1] if single else folds:
         keys, targets, samples = (tensor.to(lm.device) for tensor in reserve.rows(fold))
-        parts.append(Held(keys, targets, samples, token_moments(lm, target, keys, targets)))
-    if reserve.n_tokens < total.n_tokens:
+        parts.append(Held(keys, targets, samples, token_moments(lm, target, keys, targets, base), base))
+    if reserve.n_tokens < total.n_tokens or single:
         return [part.learning(total - part.learnt) for part in parts]
     # All there is: what others give is added up, so that few tokens stay few rows.
     rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]

@@ -46,7 +46,7 @@ def _with_matrix(lm, matrix):
             del part.quantization_config
     with torch.device("meta"):
         model = type(lm.module)(config)
-    model.load_state_dict(lm.module.state_dict(), strict=False, assign=True)
+    model.load_state_dict(_apart(lm.module.state_dict()), strict=False, assign=True)
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(matrix, requires_grad=False)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
@@ -54,3 +54,13 @@ def _with_matrix(lm, matrix):
         raise BackboneError(f"{type(model).__name__} keeps tensors that its state does not have: {left[:3]}.")
     model.generation_config = copy.deepcopy(lm.module.generation_config)
     return model.eval()
+
+
+def _apart(state):
+    """Copy what is there under several names: BART and its kin read every one, once the head is not tied."""
+    seen, apart = set(), {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart

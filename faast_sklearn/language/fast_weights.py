@@ -1,6 +1,7 @@
 """Fast weights of a language model: what is put on the frozen one, as hooks or folded into its output matrix."""
 
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -41,9 +42,10 @@ class FastWeights:
         Where ``update`` acts: at the output matrix's input, or at the final norm's.
     update : torch.Tensor of shape (d, d), or None
         None: the model's own states, to the bit.
-    reader, shift : torch.Tensor of shape (d,) and (vocabulary,), or None
-        ``(h · reader) shift`` is added to the output matrix's result: a bias over the vocabulary, read from the
-        direction in which hidden states are nearly constant, so that it too is a change of the matrix.
+    reader, shift : torch.Tensor of shape (d, k) and (k, vocabulary), or None
+        ``h reader shift`` is added to the output matrix's result: biases over the vocabulary, one a pass over the
+        data, read from the direction in which hidden states are nearly constant, so that they too are a change of
+        the matrix.
     middle : tuple of Middle, default=()
     """
 
@@ -82,6 +84,18 @@ class FastWeights:
     def __setstate__(self, state):
         self.__dict__.update(state, _carried=threading.local())
 
+    def plus(self, other):
+        """Return weights that do what both do, of the same target and without middle memories."""
+
+        def added(one, two):
+            return one if two is None else two if one is None else one + two
+
+        def joined(one, two, dim):
+            return one if two is None else two if one is None else torch.cat([one, two], dim)
+
+        reader, shift = joined(self.reader, other.reader, 1), joined(self.shift, other.shift, 0)
+        return FastWeights(self.target, added(self.update, other.update), reader, shift)
+
     def adapt(self, states):
         """Return hidden states with the update; at the place where it acts."""
         if self.update is None:
@@ -92,7 +106,8 @@ class FastWeights:
         """Return the output matrix's result with the shift, for states as they were before the update."""
         if self.shift is None:
             return raw
-        return torch.addcmul(raw, (states @ self.reader)[..., None], self.shift)
+        flat = torch.addmm(raw.flatten(0, -2), (states @ self.reader).flatten(0, -2), self.shift)
+        return flat.view(raw.shape)
 
     def hooks(self, lm):
         """Return what :func:`~faast_sklearn.language.hooks.hooked` takes: hooks before and after modules."""
@@ -105,6 +120,7 @@ class FastWeights:
                 after.append((lm.head, self._leave))
         return before, after
 
+    @contextmanager
     def attached(self, lm, *, private=False):
         """Put them on the model for the time of a block.
 
@@ -114,7 +130,11 @@ class FastWeights:
         private : bool, default=False
             See :func:`~faast_sklearn.language.hooks.hooked`.
         """
-        return hooked(*self.hooks(lm), private=private)
+        try:
+            with hooked(*self.hooks(lm), private=private):
+                yield
+        finally:
+            self._carried.__dict__.clear()  # of a pass that failed on its way
 
     def folded_matrix(self, lm):
         """Return the output matrix that has the fast weights in it, of shape (vocabulary, d), in its own dtype.
@@ -140,18 +160,19 @@ class FastWeights:
         else:
             folded = folded.clone()
         if self.shift is not None:
-            folded.addr_(self.shift.to(folded.dtype), self.reader.to(folded.dtype))
+            folded.addmm_(self.shift.T.to(folded.dtype), self.reader.T.to(folded.dtype))
         return folded.to(matrix.dtype)
 
     def _enter(self, states):
         if self.shift is not None:
             # The shift reads the state as it came, and the hook behind the matrix does not see that one.
-            self._carried.states = states
+            self._carried.__dict__.setdefault("states", []).append(states)  # blocks of the same weights may nest
         return self.adapt(states)
 
     def _leave(self, _, raw):
-        states, self._carried.states = self._carried.states, None
-        return self.adapt_raw(states, raw)
+        states = self._carried.__dict__.get("states")
+        # None if another thread attached them while this one was in the matrix.
+        return self.adapt_raw(states.pop(), raw) if states else None
 
 
 def _adding(update):

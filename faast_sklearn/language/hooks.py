@@ -46,9 +46,12 @@ def hooked(before=(), after=(), *, private=True):
         innermost = _innermost()
         return innermost is token if private else innermost is None
 
+    # torch keeps apart whether a hook wants kwargs. A thread that passes while another one enters or leaves a block may
+    # see a hook without that, which then is not one of its own.
+
     def first(function):
-        def hook(module, args, kwargs):
-            if not runs():
+        def hook(module, args, kwargs=None):
+            if kwargs is None or not runs():
                 return None
             if not args:  # some models pass what they compute by name
                 name, value = next(iter(kwargs.items()))
@@ -60,8 +63,11 @@ def hooked(before=(), after=(), *, private=True):
         return hook
 
     def last(function):
-        def hook(module, args, kwargs, output):
-            return function(args[0] if args else next(iter(kwargs.values())), output) if runs() else None
+        def hook(module, args, *rest):
+            if len(rest) < 2 or not runs():
+                return None
+            kwargs, output = rest
+            return function(args[0] if args else next(iter(kwargs.values())), output)
 
         return hook
 

@@ -10,7 +10,7 @@ from faast_sklearn.language.hooks import hooked
 from faast_sklearn.language.moments import TokenMoments
 from faast_sklearn.scatter import Scatter
 
-__all__ = ["TARGETS", "hidden_states", "next_token_log_probabilities", "row_chunks", "token_moments"]
+__all__ = ["TARGETS", "hidden_states", "next_token_log_probabilities", "raw_logits", "row_chunks", "token_moments"]
 
 TARGETS = ("residual", "embedding")
 
@@ -117,7 +117,7 @@ def token_moments(lm, target, keys, targets, weights=None):
     matrix, curved = lm.head.weight, False
     with frozen(lm.module):
         for part in row_chunks(n, vocabulary):
-            raw = _raw_logits(lm, keys[part], weights)
+            raw = raw_logits(lm, keys[part], weights)
             logits = lm.finish_logits(raw).float()
             slope = lm.logit_slope(raw)
             log_p = logits.log_softmax(1)
@@ -169,13 +169,14 @@ def next_token_log_probabilities(lm, states, targets, weights=None):
     log_p, correct = [], []
     with frozen(lm.module):
         for part in row_chunks(len(states), lm.head.out_features):
-            logits = lm.finish_logits(_raw_logits(lm, states[part], weights)).float()
+            logits = lm.finish_logits(raw_logits(lm, states[part], weights)).float()
             log_p.append(logits.log_softmax(1).gather(1, targets[part, None])[:, 0])
             correct.append(logits.argmax(1) == targets[part])
     return torch.cat(log_p).clone(), torch.cat(correct).clone()
 
 
-def _raw_logits(lm, states, weights):
+def raw_logits(lm, states, weights=None):
+    """Return the output matrix's result, with fast weights that act there; under ``frozen``, a few rows at a time."""
     # Not through the module, whose hooks belong to others.
     matrix, bias = lm.head.weight, lm.head.bias
     if weights is None or weights.target != "residual":

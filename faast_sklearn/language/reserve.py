@@ -60,7 +60,7 @@ class Reserve:
     samples : tuple of Sample
         Sorted by digest.
     bound : bytes
-        Digests from here on have been dropped.
+        Digests beyond this one have been dropped, and some samples of this digest.
 
     Examples
     --------
@@ -107,7 +107,8 @@ class Reserve:
         kept, tokens = [], 0
         for sample in sorted(samples, key=lambda s: s.digest):
             tokens += len(sample.targets)
-            if sample.digest >= bound or tokens > MOST_TOKENS:
+            # Samples at the bound are copies of one, of which as many stay as fit, whatever was merged first.
+            if sample.digest > bound or tokens > MOST_TOKENS:
                 # Nothing after the first that does not fit, or the result would depend on the order of merging.
                 bound = min(bound, sample.digest)
                 break

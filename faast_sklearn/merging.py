@@ -1,0 +1,72 @@
+"""One estimator from several that learnt different samples: on shards, machines or days."""
+
+import copy
+import functools
+import operator
+
+from sklearn.utils.validation import check_is_fitted
+
+from faast_sklearn.errors import InputError
+
+__all__ = ["merge"]
+
+# Parameters that say how to run, not what is learnt.
+_HOW = ("batch_size", "device", "dtype", "verbose")
+
+
+def merge(estimators):
+    """Return the estimator that would have learnt all that these have learnt.
+
+    Statistics add up exactly, so the result equals ``fit`` on all samples at once, up to float64 rounding.
+
+    Parameters
+    ----------
+    estimators : sequence of FaastClassifier, or of FaastSeq2Seq
+        Fitted, with equal parameters apart from batch size, device, dtype and verbosity. They stay as they are.
+
+    Returns
+    -------
+    FaastClassifier or FaastSeq2Seq
+        With the parameters of the first.
+
+    Raises
+    ------
+    InputError
+        If there are none, or they differ in class, a parameter, or the number of features; the message says which.
+    sklearn.exceptions.NotFittedError
+        If one has learnt nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from faast_sklearn import FaastClassifier, merge
+    >>> X, y = load_digits(return_X_y=True)
+    >>> whole = FaastClassifier().fit(X, y)
+    >>> merged = merge([FaastClassifier().fit(X[:900], y[:900]), FaastClassifier().fit(X[900:], y[900:])])
+    >>> bool(np.allclose(whole.coef_, merged.coef_))
+    True
+    """
+    estimators = list(estimators)
+    if not estimators:
+        raise InputError("there is nothing to merge; pass at least one fitted estimator.")
+    first = estimators[0]
+    for i, other in enumerate(estimators):
+        check_is_fitted(other)
+        _refuse_different(first, other, i)
+    merged = copy.deepcopy(first)
+    total = functools.reduce(operator.add, [estimator.moments_ for estimator in estimators])
+    merged._adopt(total, estimators)
+    return merged
+
+
+def _refuse_different(first, other, i):
+    if type(other) is not type(first):
+        raise InputError(f"estimators[{i}] is a {type(other).__name__} and the first a {type(first).__name__}.")
+    mine, yours = first.get_params(deep=False), other.get_params(deep=False)
+    for name, value in mine.items():
+        if name not in _HOW and value is not yours[name] and repr(value) != repr(yours[name]):
+            raise InputError(f"estimators[{i}] has {name}={yours[name]!r} and the first {value!r}; they must be equal.")
+    widths = [getattr(estimator, "n_features_in_", None) for estimator in (first, other)]
+    if widths[0] != widths[1]:
+        raise InputError(f"estimators[{i}] has learnt from {widths[1]} features and the first from {widths[0]}.")
