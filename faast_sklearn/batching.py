@@ -95,7 +95,7 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     else:
         raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}.")
     with _ceilings_lock:
-        size = min(size, _ceilings.get(backbone, size))
+        size = min(size, _ceilings.get(backbone.shares_memory_with, size))
     stream = _Stream(backbone, samples, size, level=logging.INFO if batch_size == "auto" else logging.WARNING)
     if report is not None:
         return stream.run(report)
@@ -189,7 +189,8 @@ class _Stream:
             )
         self.size = len(indices) // 2
         with _ceilings_lock:
-            _ceilings[self.backbone] = min(self.size, _ceilings.get(self.backbone, self.size))
+            key = self.backbone.shares_memory_with
+            _ceilings[key] = min(self.size, _ceilings.get(key, self.size))
         _logger.log(self.level, "%d samples did not fit on %s: batch_size is now %d", len(indices), device, self.size)
 
     def _raise_if_bad(self, indices, finite):

@@ -95,7 +95,8 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
     moments_ : LanguageMoments
         All that is known of what was learnt; of a size that does not grow with it.
     alpha_, memory_weight_, shift_weight_ : float
-        What was used: the regulariser, the strength of the step and that of the vocabulary's shift.
+        What was used: the regulariser, the strength of the step and that of the vocabulary's shift; of the last pass,
+        where there are several.
     held_out_loss_ : float or None
         Negative log-likelihood a held-out token, natural logarithm; None where nothing was held out.
     n_samples_seen_, n_tokens_seen_ : int

@@ -62,3 +62,79 @@ def test_image_benchmark_prints_ratios(tmp_path):
     for bare, fit, ratio in ((float(number) for number in numbers) for _, *numbers in found):
         # Seconds are printed with three digits, so their ratio is about the ratio.
         assert fit / bare == pytest.approx(ratio, rel=0.2, abs=0.02)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A table of pairs in the tiny models' words: the answer is the question's last word twice."""
+    words = ("cat", "dog", "sat", "mat")
+    lines = [f"the {a} {b}\t{b} {b}\tmore" for a in words for b in words for _ in range(3)]
+    file = tmp_path / "pairs.tsv"
+    file.write_text("\n".join(["question\tanswer\tnote", *lines, ""]), encoding="utf-8")
+    return file
+
+
+def translation_rows(out):
+    rows = re.findall(
+        r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]*) \|$", out, re.MULTILINE
+    )
+    return {name: [float(cell) if cell else None for cell in cells] for name, *cells in rows}
+
+
+def test_translation_learns_a_table_of_pairs(pairs, tiny_folder, tmp_path):
+    pytest.importorskip("sacrebleu")
+    table = tmp_path / "table.md"
+    arguments = ("--pairs", pairs, "--backbone", f"hf:{tiny_folder('llama')}", "--instruction", "", "--n-test", 8)
+    arguments += ("--n-generate", 4, "--max-new-tokens", 4, "--output", table, "--show", 1)
+    out = start("translation.py", *arguments, cwd=tmp_path)
+    assert "40 pairs to learn from, 8 to test on, 4 of them generated" in out
+    assert table.read_text().strip() in out
+    rows = translation_rows(out)
+    assert list(rows) == ["frozen", "in-context", "paper", "ours"]
+    assert rows["ours"][1] < rows["frozen"][1]
+    # Only what learns takes time to.
+    assert [cells[-1] is None for cells in rows.values()] == [True, True, False, False]
+    source, target = re.search(r"^source    (.+)\ntarget    (.+)$", out, flags=re.MULTILINE).groups()
+    assert target == " ".join([source.split()[-1]] * 2)
+
+
+def test_translation_names_the_line_without_a_target(pairs, tmp_path):
+    pytest.importorskip("sacrebleu")
+    pairs.write_text(pairs.read_text() + "a source alone\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"pairs\.tsv, line 50: expected a source, a tab and a target"):
+        start("translation.py", "--pairs", pairs, "--backbone", "none", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_language_benchmark_prints_ratios(pairs, tiny_folder, tmp_path):
+    arguments = ("--pairs", pairs, "--backbone", f"hf:{tiny_folder('llama')}", "--n", 64, "--n-generate", 4)
+    out = start("benchmarks/language.py", *arguments, "--new-tokens", 3, "--repeats", 1, cwd=tmp_path)
+    seconds = re.findall(r"^\| (.+) \| ([\d.]+) \| .* \| ([\d.]*) \|$", out, flags=re.MULTILINE)
+    assert [ratio == "" for _, _, ratio in seconds][:7] == [True, False, False, True, False, False, False]
+    if "peak beyond" in out:
+        learnt = [int(n) for n in re.findall(r"^\| \d+ \| (\d+) \| \d+ \| \d+ \| \d+ \|$", out, flags=re.MULTILINE)]
+        assert learnt == [64 * 3, 4 * 64 * 3]
+
+
+@pytest.mark.slow
+def test_translation_beats_the_frozen_model_on_its_own_sentences(tmp_path):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("gguf")
+    arguments = ("--n-train", 60, "--n-test", 16, "--n-generate", 8, "--max-new-tokens", 20)
+    rows = translation_rows(start("translation.py", *arguments, cwd=tmp_path))
+    for other in ("frozen", "in-context", "paper"):
+        (accuracy, nll, *texts), (other_accuracy, other_nll, *other_texts) = rows["ours"][:4], rows[other][:4]
+        assert accuracy > other_accuracy
+        assert nll < other_nll - 0.3
+        assert all(mine > theirs for mine, theirs in zip(texts, other_texts, strict=True))
+
+
+@pytest.mark.slow
+def test_sentiment_prints_accuracies(tmp_path):
+    pytest.importorskip("gguf")
+    out = start("sentiment.py", "--shots", 16, "--draws", 1, cwd=tmp_path)
+    assert "40 reviews to test on" in out
+    accuracies = [float(x) for x in re.search(r"^ +16 +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE).groups()]
+    assert min(accuracies) > 0.5
+    glad, disaster = re.findall(r"^ +([+-][\d.]+)  \S", out, flags=re.MULTILINE)
+    assert float(glad) > float(disaster)

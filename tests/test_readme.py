@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -15,7 +16,14 @@ from faast_sklearn.readout import discriminant_readout
 from faast_sklearn.solvers import fast_weights
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/user_guide.md", "docs/backbones.md", "docs/how_it_works.md", "docs/index.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/user_guide.md",
+    "docs/language_models.md",
+    "docs/backbones.md",
+    "docs/how_it_works.md",
+    "docs/index.md",
+)
 
 
 def blocks(document, language):
@@ -42,9 +50,9 @@ def stand_ins(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(document):
+def run(document, chosen=lambda source: True):
     """Run all Python blocks in one namespace, as a reader who pastes one after the other."""
-    found = blocks(document, "python")
+    found = [(line, source) for line, source in blocks(document, "python") if chosen(source)]
     assert found
     namespace = {}
     for line, source in found:
@@ -54,7 +62,7 @@ def run(document):
 
 
 def test_readme_runs(stand_ins):
-    left = run("README.md")
+    left = run("README.md", lambda source: "FaastSeq2Seq" not in source)
     # "as if they had never been there"
     rest = FaastClassifier().fit(left["X"][100:], left["y"][100:])
     np.testing.assert_allclose(left["clf"].coef_, rest.coef_, rtol=1e-6, atol=1e-9)
@@ -68,6 +76,26 @@ def test_user_guide_runs(stand_ins):
     np.testing.assert_allclose(left["readout"].coef, discriminant(whole.moments_).coef, rtol=1e-6, atol=1e-9)
     assert together.classes.tolist() == ["cat", "dog"]
     assert (stand_ins / "classifier.joblib").is_file()
+
+
+@pytest.mark.slow
+def test_readme_runs_a_language_model():
+    pytest.importorskip("gguf")
+    left = run("README.md", lambda source: "FaastSeq2Seq" in source)
+    assert left["clerk"].predict(left["orders"][-1:]).tolist() == ["water x4"]
+
+
+@pytest.mark.slow
+def test_language_guide_runs(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.chdir(tmp_path)
+    left = run("docs/language_models.md")
+    seq2seq, ids = left["seq2seq"], left["ids"]["input_ids"]
+    # "needs none of this library's code": the same logits from the plain checkpoint
+    with seq2seq.attached() as model, torch.inference_mode():
+        expected = model(ids).logits
+        np.testing.assert_allclose(left["model"](ids).logits, expected, atol=2e-3)
+    assert seq2seq.n_samples_seen_ == 7
 
 
 def discriminant(moments):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from faast_sklearn import FaastSeq2Seq, backbone
+from faast_sklearn.backbones.quiet import quiet_transformers
 from faast_sklearn.language.learning import Learner
 from faast_sklearn.language.padding import pad_rows
 from faast_sklearn.language.prompts import Prompts
@@ -135,7 +136,8 @@ def generation(lm, learnt, X, args):
     with tempfile.TemporaryDirectory() as folder:
         learnt.save_folded(folder)
         opener = AutoModelForSeq2SeqLM if lm.encoder_decoder else AutoModelForCausalLM
-        folded = opener.from_pretrained(folder, dtype=lm.dtype).to(lm.device).eval()
+        with quiet_transformers():
+            folded = opener.from_pretrained(folder, dtype=lm.dtype).to(lm.device).eval()
         seconds = in_turn({**runs, "folded": lambda: write(folded)}, args.repeats)
     written = len(X) * args.new_tokens
     row(f"bare `generate`, {written} tokens", seconds["bare"])

@@ -124,6 +124,11 @@ class Backbone(ABC):
     def forward(self, batch):
         """Return features of shape (batch.size, n_features) on ``self.device``, in the order of the items."""
 
+    @property
+    def shares_memory_with(self):
+        """What the batch size that fitted into memory is remembered for; the backbone itself."""
+        return self
+
     def sort_key(self, item):
         """Cost proxy of a loaded sample; texts of like length belong in one batch."""
         return 0

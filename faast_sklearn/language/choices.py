@@ -6,9 +6,10 @@ import inspect
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
+from faast_sklearn.backbones.base import Batch, frozen, publish
 from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
+from faast_sklearn.language.running import Runner
 
 __all__ = ["ChoiceScorer"]
 
@@ -17,7 +18,7 @@ _MOST_LOGITS = 2**26
 _MOST_TOKENS = 2**16
 
 
-class ChoiceScorer(Backbone):
+class ChoiceScorer(Runner):
     """Runs a language model over prompts and returns the log-probability of each of k whole answers.
 
     Drive it with :func:`~faast_sklearn.batching.stream_features`, over ``prompts.questions(X, room=scorer.room)``.
@@ -50,14 +51,10 @@ class ChoiceScorer(Backbone):
     faast_sklearn.errors.InputError: choices[2] is 'yes' again; each choice may be there once.
     """
 
-    modality = "text"
-
     def __init__(self, lm, prompts, choices):
         self.choices = _checked(choices)
-        self.lm = lm
+        super().__init__(lm)
         self.prompts = prompts
-        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
-        self.default_batch_size = lm.default_batch_size
         self.n_features = len(self.choices)
         self._ids = {}  # answers of each turn: templates that are functions may have several
         self._options = set(inspect.signature(type(lm.module).forward).parameters)
@@ -65,14 +62,6 @@ class ChoiceScorer(Backbone):
     def room(self, turn):
         """Tokens of the longest choice in a turn, with its end."""
         return max(map(len, self._answers(turn)))
-
-    def load(self, sample):
-        """Return the exchange itself."""
-        return sample
-
-    def sort_key(self, item):
-        """Tokens of the prompt."""
-        return len(item.prompt)
 
     def collate(self, items):
         """Group prompts by what stands around their answers, which nearly always is the same."""

@@ -4,9 +4,10 @@ import numbers
 
 import numpy as np
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen
+from faast_sklearn.backbones.base import Batch, frozen
 from faast_sklearn.errors import BackboneError
 from faast_sklearn.language.padding import pad_rows
+from faast_sklearn.language.running import Runner
 
 __all__ = ["Generator"]
 
@@ -16,7 +17,7 @@ _GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "eps
 _FIXED = ("max_length", "num_return_sequences", "return_dict_in_generate")
 
 
-class Generator(Backbone):
+class Generator(Runner):
     """Runs a language model over prompts and returns the texts that it generates.
 
     Drive it with :func:`~faast_sklearn.batching.stream_features`, over ``Prompts.questions(X, room=generator.room)``;
@@ -63,12 +64,8 @@ class Generator(Backbone):
     ValueError: generation_config has 'temprature', which transformers does not know.
     """
 
-    modality = "text"
-    n_features = None
-
     def __init__(self, lm, *, max_new_tokens=64, num_beams=1, generation_config=None, stop_ids=None):
-        self.lm = lm
-        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
+        super().__init__(lm)
         own = {
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
@@ -87,14 +84,6 @@ class Generator(Backbone):
         self.default_batch_size = max(1, lm.default_batch_size // int(own["num_beams"]))
         stops = own["eos_token_id"]
         self._stops = {stops} if isinstance(stops, numbers.Integral) else set(stops or ())
-
-    def load(self, sample):
-        """Return the exchange itself."""
-        return sample
-
-    def sort_key(self, item):
-        """Tokens of the prompt."""
-        return len(item.prompt)
 
     def collate(self, items):
         """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""

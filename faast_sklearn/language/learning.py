@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Backbone, Batch
+from faast_sklearn.backbones.base import Batch
 from faast_sklearn.cross_moments import CrossMoments
 from faast_sklearn.device import moments_device
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.observing import hidden_states, next_token_log_probabilities, token_moments
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.reserve import Reserve, digest
+from faast_sklearn.language.running import Runner
 
 __all__ = ["Learner", "LikelihoodScorer", "Observation", "observe"]
 
@@ -82,25 +83,12 @@ def _middle_moments(lm, k, states, where):
     return CrossMoments.from_rows(keys.to(device), (values * torch.sigmoid(score)).to(device))
 
 
-class _Reader(Backbone):
+class _Reader(Runner):
     """Collates exchanges for one pass that is told every token."""
 
-    modality = "text"
-    n_features = None
-
     def __init__(self, lm, learn_from="answer"):
-        self.lm = lm
-        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
-        self.default_batch_size = lm.default_batch_size
+        super().__init__(lm)
         self.learn_from = learn_from
-
-    def load(self, sample):
-        """Return the exchange itself."""
-        return sample
-
-    def sort_key(self, item):
-        """Tokens of the exchange."""
-        return len(item.prompt) + len(item.answer)
 
     def collate(self, items):
         """Pad on the right, where a causal decoder does not look, and mark what is learnt."""
