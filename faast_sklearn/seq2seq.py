@@ -14,7 +14,7 @@ from faast_sklearn.batching import stream_features
 from faast_sklearn.errors import ForgetError, InputError, NotFittedWarning
 from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.inputs import count_samples
-from faast_sklearn.language.choices import ChoiceScorer
+from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens
 from faast_sklearn.language.compiling import Learnt
 from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weights import FastWeights
@@ -59,7 +59,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
     memory_weight : "auto" or float, default="auto"
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
         tokens, a reserve of at most 1,024 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
-        the frozen model by two standard errors.
+        the frozen model by two standard errors. With ``choices`` only the tokens in which these differ count.
     n_passes : int, default=1
         Passes of ``fit`` over the texts, each one step further from the model that the one before gave: more accurate,
         at the cost of one forward pass each. More than one needs ``target="residual"`` and leaves nothing that
@@ -442,6 +442,12 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             raise InputError("the texts have no token that could be learnt: all are a single token.")
         return moments
 
+    def _among(self, lm):
+        """Return the tokens in which choices differ, sorted; None without choices."""
+        if self.choices is None:
+            return None
+        return tuple(sorted(deciding_tokens(Prompts(lm, self.template), self.choices))) or None
+
     def _learnt_from(self, lm, moments, base, hold_out=False):
         return Learnt(
             moments,
@@ -449,6 +455,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             solver=self.solver,
             alpha=self.alpha,
             memory_weight=self.memory_weight,
+            among=self._among(lm),
             base=base,
             hold_out=hold_out,
         )

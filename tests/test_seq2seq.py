@@ -231,7 +231,8 @@ def test_attached_weights_reach_no_other_estimator(target):
     mine = FaastSeq2Seq(source, **options).fit(*pairs(30))
     X, y = pairs(30, 7)
     other = FaastSeq2Seq(source, **options).fit(X, y)
-    chooser = FaastSeq2Seq(source, choices=["cat", "red house"], **options).fit(X, y)
+    choices = ["cat", "red house"]
+    chooser = FaastSeq2Seq(source, choices=choices, **options).fit(X, choices * 15)
     wanted = (list(other.predict(X)), other.perplexity(X, y), chooser.choice_log_probabilities(X[:9]))
     own, moments = list(mine.predict(X)), numbers(other.moments_)
     assert own != wanted[0]

@@ -100,18 +100,20 @@ class LanguageModel:
             weights = sum(p.numel() for p in module.parameters())
             self.default_batch_size = 64 if weights < 1e9 else 32 if weights < 4e9 else 8
 
-    def finish_logits(self, raw):
+    def finish_logits(self, raw, tokens=None):
         """Turn the output matrix's result into the model's logits: scale, soft cap, bias.
 
         Parameters
         ----------
         raw : torch.Tensor of shape (..., vocabulary)
+        tokens : torch.Tensor of int64, default=None
+            Which tokens the last axis stands for, where it is not all of the vocabulary.
 
         Returns
         -------
         torch.Tensor of the same shape
         """
-        return self._finish(raw)
+        return self._finish(raw, tokens)
 
     @property
     def logit_scale(self):

@@ -42,13 +42,15 @@ class Finish:
     cap: float | None = None
     bias: torch.Tensor | None = None
 
-    def __call__(self, raw):
-        """Return the logits of ``raw``, of the same shape (..., vocabulary)."""
+    def __call__(self, raw, tokens=None):
+        """Return the logits of ``raw``, of the same shape (..., vocabulary), or of some ``tokens`` alone."""
         if self.scale != 1.0:
             raw = raw * self.scale
         if self.cap is not None:
             raw = torch.tanh(raw / self.cap) * self.cap
-        return raw if self.bias is None else raw + self.bias
+        if self.bias is None:
+            return raw
+        return raw + (self.bias if tokens is None else self.bias[tokens])
 
     def slope(self, raw):
         """Return the elementwise derivative of the logits: a tensor like ``raw`` with a cap, else a float."""

@@ -5,11 +5,15 @@ import math
 import torch
 
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.language.observing import next_token_log_probabilities, raw_logits, row_chunks
+from faast_sklearn.language.observing import raw_logits, row_chunks
 
 __all__ = ["Held", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before"]
 
 _MOST_STEPS = 8
+# Choices have one deciding token a sample, often a few dozen in all, and of those Newton's method would make too much:
+# mean and spread of both weights before any is seen.
+_PRIOR = (0.5, 2.0)
+_STANDARD_ERRORS = 2.0  # of the gain, below which it counts for nothing
 _LEAST_GAIN = 1e-3  # nats a token; another step is not worth its time
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 
@@ -27,21 +31,32 @@ class Held:
         Of the other tokens: Directions, the (d, d) weights of a memory, or moments on the way to them.
     base : FastWeights, default=None
         What the model has already.
+    among : torch.Tensor of int64, default=None
+        Tokens between which there is a choice: ``targets`` are positions in it, and the loss is that of a softmax over
+        these alone. By default all of the vocabulary.
     """
 
-    def __init__(self, keys, targets, samples, learnt, base=None):
-        self.keys, self.targets, self.samples, self.learnt, self.base = keys, targets, samples, learnt, base
+    def __init__(self, keys, targets, samples, learnt, base=None, among=None):
+        self.keys, self.targets, self.samples, self.learnt = keys, targets, samples, learnt
+        self.base, self.among = base, among
+
+    def choosing(self, among):
+        """Return the tokens that are one of sorted ``among``, with nothing else to choose from."""
+        kept = torch.isin(self.targets, among)
+        targets = torch.searchsorted(among, self.targets[kept])
+        return Held(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
 
     def learning(self, learnt, most=None):
         """Return the same tokens, or the first ``most`` of them, with something else learnt."""
-        return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base)
+        return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base, self.among)
 
 
 def best_weights(lm, held, start):
     """Minimise the negative log-likelihood of held-out tokens over the weights of step and shift.
 
     Logits are linear in the two weights (but for a soft cap), so the loss is convex and Newton's method with
-    backtracking takes a few passes over the held-out tokens, O(t V d) each.
+    backtracking takes a few passes over the held-out tokens, O(t V d) each. Between choices a weak prior keeps the
+    weights near a half while there are few samples.
 
     Parameters
     ----------
@@ -69,14 +84,19 @@ def losses_at(lm, held, weights):
 
 def losses_before(lm, held):
     """Return each held-out token's loss under the model as it is; a tensor of shape (t,), float64."""
-    found = [next_token_log_probabilities(lm, part.keys, part.targets, part.base)[0] for part in held]
-    return -torch.cat(found).cpu().double()
+    losses = []
+    with frozen(lm.module):
+        for part in held:
+            for rows in row_chunks(len(part.targets), lm.head.out_features):
+                raw = _among(part, raw_logits(lm, part.keys[rows], part.base))
+                losses.append(_losses(lm, part, raw, rows))
+    return torch.cat(losses).cpu().double()
 
 
 def _newton(lm, held, at):
     n = sum(len(part.targets) for part in held)
-    losses, gradient, hessian = _sweep(lm, held, at)
-    value = float(losses.sum())
+    losses, *slopes = _sweep(lm, held, at)
+    value, gradient, hessian = _add_prior(held, at, losses, *slopes)
     for _ in range(_MOST_STEPS):
         hessian = hessian + torch.diag(1e-6 * hessian.diagonal() + 1e-12)
         step = torch.linalg.solve(hessian, gradient)
@@ -84,42 +104,53 @@ def _newton(lm, held, at):
         blocked = (at <= 0) & (step > 0)
         if blocked.any():
             step = torch.where(blocked, 0.0, gradient / hessian.diagonal())
-        rate, gain = 1.0, 0.0
+        rate = 1.0
         while rate > 1e-2:
             tried = (at - rate * step).clamp_min(0)
-            new_losses, new_gradient, new_hessian = _sweep(lm, held, tried)
-            gain = value - float(new_losses.sum())
-            if gain >= 0:
+            new_losses, *slopes = _sweep(lm, held, tried)
+            new_value, new_gradient, new_hessian = _add_prior(held, tried, new_losses, *slopes)
+            if new_value <= value:
                 break
             rate /= 3
+        gain = value - new_value
         if not gain > 0:
             break
-        at, losses, gradient, hessian = tried, new_losses, new_gradient, new_hessian
-        value -= gain
+        at, losses, value, gradient, hessian = tried, new_losses, new_value, new_gradient, new_hessian
         if gain < _LEAST_GAIN * n:
             break
     return at, losses
+
+
+def _add_prior(held, at, losses, gradient, hessian):
+    """Return value, gradient and Hessian of the loss with the prior of choices, which counts as one number would."""
+    value = float(losses.sum())
+    if held[0].among is None:
+        return value, gradient, hessian
+    mean, spread = _PRIOR
+    off = (at - mean) / spread
+    return value + float(off @ off) / 2, gradient + off / spread, hessian + torch.eye(2).double() / spread**2
 
 
 def _sweep(lm, held, at):
     """Return each token's loss at weights ``at``, and gradient and (Gauss-Newton) Hessian of their sum."""
     losses, slopes, curves = [], [], []
     first, second = at.tolist()
-    matrix, linear = lm.head.weight, torch.nn.functional.linear
+    linear = torch.nn.functional.linear
     with frozen(lm.module):
         for part in held:
             learnt = part.learnt
+            matrix = lm.head.weight if part.among is None else lm.head.weight[part.among]
             # Statistics may be kept on another device than the model's.
             update, reader, shift = (t.to(matrix.device) for t in (learnt.update, learnt.reader, learnt.shift))
-            update = update.to(matrix.dtype)
+            update, shift = update.to(matrix.dtype), _among(part, shift)
             for rows in row_chunks(len(part.targets), lm.head.out_features):
                 keys, wanted = part.keys[rows], part.targets[rows, None]
-                raw = raw_logits(lm, keys, part.base).float()
+                raw = _among(part, raw_logits(lm, keys, part.base)).float()
                 moved = linear(keys @ update, matrix).float()
                 read = (keys.float() @ reader)[:, None]
                 raw.add_(moved, alpha=first).addcmul_(read * second, shift)
                 slope = lm.logit_slope(raw)
-                log_p = lm.finish_logits(raw).log_softmax(1)
+                log_p = lm.finish_logits(raw, part.among).log_softmax(1)
                 losses.append(-log_p.gather(1, wanted)[:, 0])
                 shifted = read * shift
                 if not isinstance(slope, float) or slope != 1:
@@ -141,7 +172,7 @@ def _sweep(lm, held, at):
 
 
 def is_better(before, after, held):
-    """Whether losses fell by more than two standard errors of the mean over samples, whose tokens go together."""
+    """Whether losses fell by more than two standard errors of the sum over samples, whose tokens go together."""
     offset, index = 0, []
     for part in held:
         index.append(part.samples.cpu() + offset)
@@ -151,7 +182,7 @@ def is_better(before, after, held):
     if offset < 2:
         return total > 0
     error = float(gain.std()) * math.sqrt(offset)
-    return total > 2 * error
+    return total > _STANDARD_ERRORS * error
 
 
 def interpolation_weight(lm, held, weights=None):
@@ -168,7 +199,7 @@ def interpolation_weight(lm, held, weights=None):
     Returns
     -------
     weight : float
-        Zero if none is better than the frozen model by two standard errors.
+        Zero if none is better than the frozen model, as :func:`is_better` says.
     loss : float
         A token.
     """
@@ -189,7 +220,15 @@ def _interpolated(lm, held, r):
             for rows in row_chunks(len(part.targets), lm.head.out_features):
                 keys = part.keys[rows]
                 states = keys if r == 0 else (1 - r) * keys + r * (keys @ matrix)
-                raw = torch.nn.functional.linear(lm.normalise(states), lm.head.weight, lm.head.bias)
-                log_p = lm.finish_logits(raw).float().log_softmax(1)
-                losses.append(-log_p.gather(1, part.targets[rows, None])[:, 0])
+                losses.append(_losses(lm, part, _among(part, raw_logits(lm, lm.normalise(states))), rows))
     return torch.cat(losses).cpu().double()
+
+
+def _among(part, vocabulary):
+    """Return what there is to choose from, of a tensor whose last axis is the vocabulary."""
+    return vocabulary if part.among is None else vocabulary[..., part.among]
+
+
+def _losses(lm, part, raw, rows):
+    log_p = lm.finish_logits(raw, part.among).float().log_softmax(1)
+    return -log_p.gather(1, part.targets[rows, None])[:, 0]

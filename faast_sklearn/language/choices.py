@@ -11,7 +11,7 @@ from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.running import Runner
 
-__all__ = ["ChoiceScorer"]
+__all__ = ["ChoiceScorer", "deciding_tokens"]
 
 # For a batch of the default size, how many logits and how many cached tokens may exist at once.
 _MOST_LOGITS = 2**26
@@ -200,3 +200,24 @@ def _checked(choices):
             raise InputError(f"choices[{k}] is {choice!r} again; each choice may be there once.")
         seen.add(choice)
     return [str(choice) for choice in choices]
+
+
+def deciding_tokens(prompts, choices):
+    """Return the tokens in which choices part from one another.
+
+    Parameters
+    ----------
+    prompts : Prompts
+    choices : sequence of str
+
+    Returns
+    -------
+    set of int
+        Wherever two answers have begun alike, the tokens with which they go on.
+    """
+    turn = prompts.questions(["a"])[0].turn
+    following = {}
+    for answer in prompts.answers(_checked(choices), turn):
+        for k, token in enumerate(answer):
+            following.setdefault(tuple(answer[:k]), set()).add(token)
+    return set().union(*(tokens for tokens in following.values() if len(tokens) > 1))

@@ -53,7 +53,7 @@ class Compiled:
     held_out_loss: float | None = None
 
 
-def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, base=None, hold_out=False):
+def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False):
     """Solve for fast weights.
 
     Held-out tokens come from the reserve. Up to four folds of it are left out of the statistics in turn, where it is
@@ -67,6 +67,9 @@ def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, base=N
     target : {"residual", "embedding"}
     solver : {"ridge", "pinv"}
     alpha, memory_weight : float or "auto"
+    among : sequence of int, default=None
+        Tokens in which answers differ, where only some answers are possible: strengths are then chosen by how well
+        these are told apart. By default by the likelihood of all tokens.
     base : FastWeights, default=None
         Weights at which residuals were taken, to be added to; the frozen model by default.
     hold_out : bool, default=False
@@ -81,17 +84,18 @@ def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, base=N
     if lm.readouts is not None:
         return _published(lm, moments, alpha, memory_weight)
     if target == "embedding":
-        return _embedding(lm, moments, solver, alpha, memory_weight)
-    return _residual(lm, moments, solver, alpha, memory_weight, base, hold_out)
+        return _embedding(lm, moments, solver, alpha, memory_weight, among)
+    return _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out)
 
 
-def _residual(lm, moments, solver, alpha, memory_weight, base, hold_out):
+def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     output = moments.output
     factor = curvature(lm, output)
     automatic = memory_weight == "auto"
     single = hold_out or base is not None
-    parts = _left_out(lm, moments, "residual", base, single) if automatic or alpha == "auto" or hold_out else []
-    strengths = _few(output) if automatic else tuple(memory_weight * w for w in _UNIT)
+    needed = automatic or alpha == "auto" or hold_out
+    parts = _left_out(lm, moments, "residual", among, base, single) if needed else []
+    strengths = _few(output, among) if automatic else tuple(memory_weight * w for w in _UNIT)
 
     def trial(alpha, start, most=None):
         held = []
@@ -128,18 +132,20 @@ def _residual(lm, moments, solver, alpha, memory_weight, base, hold_out):
     return Compiled(weights, float(alpha), float(first), float(second), loss)
 
 
-def _few(output):
+def _few(output, among):
     """Return strengths that few tokens bear, where the search begins and where nothing could be held out."""
+    if among is not None:
+        return (0.1, 0.0)  # a choice is easily spoilt
     return (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
 
 
-def _embedding(lm, moments, solver, alpha, memory_weight):
+def _embedding(lm, moments, solver, alpha, memory_weight, among):
     solution = associative_weights(moments.output.memory, solver, alpha)
     loss = None
     if memory_weight == "auto":
         held = [
             part.learning(_cast(lm, associative_weights(part.learnt.memory, solver, solution.alpha).weights))
-            for part in _left_out(lm, moments, "embedding")
+            for part in _left_out(lm, moments, "embedding", among)
         ]
         memory_weight, loss = interpolation_weight(lm, held) if held else (0.9, None)
     if memory_weight == 0:
@@ -170,19 +176,25 @@ def _cast(lm, tensor):
     return tensor.to(device=lm.device, dtype=lm.dtype)
 
 
-def _left_out(lm, moments, target, base=None, single=False):
+def _left_out(lm, moments, target, among=None, base=None, single=False):
     """Return held-out tokens, each part with the statistics of all others; the first part only if ``single``."""
     reserve, total = moments.reserve, moments.output
     folds = reserve.folds(total.n_tokens)
     parts = []
     for fold in folds[:1] if single else folds:
         keys, targets, samples = (tensor.to(lm.device) for tensor in reserve.rows(fold))
-        parts.append(Held(keys, targets, samples, token_moments(lm, target, keys, targets, base), base))
+        own = token_moments(lm, target, keys, targets, base)
+        parts.append(Held(keys, targets, samples, own, base))
     if reserve.n_tokens < total.n_tokens or single:
-        return [part.learning(total - part.learnt) for part in parts]
-    # All there is: what others give is added up, so that few tokens stay few rows.
-    rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]
-    return [part.learning(learnt) for part, learnt in zip(parts, rest, strict=True)]
+        parts = [part.learning(total - part.learnt) for part in parts]
+    else:
+        # All there is: what others give is added up, so that few tokens stay few rows.
+        rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]
+        parts = [part.learning(learnt) for part, learnt in zip(parts, rest, strict=True)]
+    if among is None:
+        return parts
+    chosen = torch.tensor(sorted(among), device=lm.device)
+    return [part for part in (part.choosing(chosen) for part in parts) if len(part.targets)]
 
 
 def _sum(moments):
