@@ -2,6 +2,7 @@
 
 import math
 
+import scipy.stats
 import torch
 
 from faast_sklearn.backbones.base import frozen
@@ -13,7 +14,7 @@ _MOST_STEPS = 8
 # Choices have one deciding token a sample, often a few dozen in all, and of those Newton's method would make too much:
 # mean and spread of both weights before any is seen.
 _PRIOR = (0.5, 2.0)
-_STANDARD_ERRORS = 2.0  # of the gain, below which it counts for nothing
+_CERTAINTY = 0.977  # that the gain is one, or it counts for nothing: two standard errors of many samples
 _LEAST_GAIN = 1e-3  # nats a token; another step is not worth its time
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 
@@ -172,7 +173,10 @@ def _sweep(lm, held, at):
 
 
 def is_better(before, after, held):
-    """Whether losses fell by more than two standard errors of the sum over samples, whose tokens go together."""
+    """Whether losses fell by more than chance: two standard errors of the sum over many samples, more of a few.
+
+    The tokens of a sample go together. With few samples their spread is uncertain too, so the bound is Student's.
+    """
     offset, index = 0, []
     for part in held:
         index.append(part.samples.cpu() + offset)
@@ -182,7 +186,7 @@ def is_better(before, after, held):
     if offset < 2:
         return total > 0
     error = float(gain.std()) * math.sqrt(offset)
-    return total > _STANDARD_ERRORS * error
+    return total > float(scipy.stats.t.ppf(_CERTAINTY, offset - 1)) * error
 
 
 def interpolation_weight(lm, held, weights=None):
