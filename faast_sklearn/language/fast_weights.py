@@ -56,11 +56,6 @@ class FastWeights:
     middle: tuple = ()
     _carried: threading.local = field(default_factory=threading.local, repr=False)
 
-    @property
-    def is_null(self):
-        """Whether they change nothing."""
-        return self.update is None and self.shift is None and not self.middle
-
     def fits(self, lm):
         """Whether they are on the model's device and in its dtype."""
         return all(t.device == lm.device and t.dtype == lm.dtype for t in self._tensors())
