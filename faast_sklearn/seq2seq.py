@@ -228,7 +228,8 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         check_is_fitted(self)
         self._check_params(partial=True)
         with self._unchanged_on_error():
-            removed = self._moments_of(self._open(), X, y, "forget")
+            lm = self._open()
+            removed = self._moments_of(lm, self._exchanges(lm, X, y), "forget")
             self._publish(_taken_away(self.moments_, removed))
         return self
 
@@ -399,9 +400,9 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             lm = self._open()
             if self.n_passes > 1 and lm.readouts is not None:
                 raise ValueError("n_passes > 1 takes further steps on the loss; published checkpoints do not.")
-            base = None
+            exchanges, base = self._exchanges(lm, X, y), None
             for k in range(self.n_passes):
-                moments = self._moments_of(lm, X, y, "partial_fit" if partial else "fit", base)
+                moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
                 if k + 1 < self.n_passes:
                     base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
             if not reset:
@@ -431,9 +432,8 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         ):
             yield from stream
 
-    def _moments_of(self, lm, X, y, description, base=None):
+    def _moments_of(self, lm, exchanges, description, base=None):
         """Stream texts into moments; nothing of this estimator is changed."""
-        exchanges = self._exchanges(lm, X, y)
         learner = Learner(lm, self._target(lm), self.learn_from, base)
         moments = None
         for _, seen in self._stream(learner, exchanges, description):

@@ -74,27 +74,7 @@ def best_weights(lm, held, start):
     losses : torch.Tensor of shape (t,), float64
         Of each token, at those weights.
     """
-    at, losses = _newton(lm, held, torch.tensor(start, dtype=torch.float64))
-    return tuple(at.tolist()), losses
-
-
-def losses_at(lm, held, weights):
-    """Return each held-out token's loss at given weights of step and shift; a tensor of shape (t,), float64."""
-    return _sweep(lm, held, torch.tensor(weights, dtype=torch.float64))[0]
-
-
-def losses_before(lm, held):
-    """Return each held-out token's loss under the model as it is; a tensor of shape (t,), float64."""
-    losses = []
-    with frozen(lm.module):
-        for part in held:
-            for rows in row_chunks(len(part.targets), lm.head.out_features):
-                raw = _among(part, raw_logits(lm, part.keys[rows], part.base))
-                losses.append(_losses(lm, part, raw, rows))
-    return torch.cat(losses).cpu().double()
-
-
-def _newton(lm, held, at):
+    at = torch.tensor(start, dtype=torch.float64)
     n = sum(len(part.targets) for part in held)
     losses, *slopes = _sweep(lm, held, at)
     value, gradient, hessian = _add_prior(held, at, losses, *slopes)
@@ -119,7 +99,23 @@ def _newton(lm, held, at):
         at, losses, value, gradient, hessian = tried, new_losses, new_value, new_gradient, new_hessian
         if gain < _LEAST_GAIN * n:
             break
-    return at, losses
+    return tuple(at.tolist()), losses
+
+
+def losses_at(lm, held, weights):
+    """Return each held-out token's loss at given weights of step and shift; a tensor of shape (t,), float64."""
+    return _sweep(lm, held, torch.tensor(weights, dtype=torch.float64))[0]
+
+
+def losses_before(lm, held):
+    """Return each held-out token's loss under the model as it is; a tensor of shape (t,), float64."""
+    losses = []
+    with frozen(lm.module):
+        for part in held:
+            for rows in row_chunks(len(part.targets), lm.head.out_features):
+                raw = _among(part, raw_logits(lm, part.keys[rows], part.base))
+                losses.append(_losses(lm, part, raw, rows))
+    return torch.cat(losses).cpu().double()
 
 
 def _add_prior(held, at, losses, gradient, hessian):
@@ -189,7 +185,7 @@ def is_better(before, after, held):
     return total > float(scipy.stats.t.ppf(_CERTAINTY, offset - 1)) * error
 
 
-def interpolation_weight(lm, held, weights=None):
+def interpolation_weight(lm, held):
     """Return the weight of an output memory in front of the final norm that held-out tokens like best.
 
     Parameters
@@ -197,21 +193,18 @@ def interpolation_weight(lm, held, weights=None):
     lm : LanguageModel
     held : list of Held
         With the memory's (d, d) weights.
-    weights : sequence of float, default=None
-        Candidates; from 0.3 to 1 by default.
 
     Returns
     -------
     weight : float
-        Zero if none is better than the frozen model, as :func:`is_better` says.
+        One of a few from 0.3 to 1; zero if none is better than the frozen model, as :func:`is_better` says.
     loss : float
         A token.
     """
-    candidates = _INTERPOLATIONS if weights is None else weights
     before = _interpolated(lm, held, 0.0)
-    losses = {r: _interpolated(lm, held, r) for r in candidates}
+    losses = {r: _interpolated(lm, held, r) for r in _INTERPOLATIONS}
     best = min(losses, key=lambda r: float(losses[r].sum()))
-    if weights is None and not is_better(before, losses[best], held):
+    if not is_better(before, losses[best], held):
         return 0.0, float(before.mean())
     return best, float(losses[best].mean())
 

@@ -17,7 +17,7 @@ from faast_sklearn.language.calibration import (
 )
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.observing import token_moments
-from faast_sklearn.language.solving import ALPHAS, associative_weights, curvature, residual_directions
+from faast_sklearn.language.solving import ALPHAS, associative_weights, curvature, key_spectrum, residual_directions
 
 __all__ = ["Compiled", "Learnt", "compile_weights"]
 
@@ -96,11 +96,12 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     needed = automatic or alpha == "auto" or hold_out
     parts = _left_out(lm, moments, "residual", among, base, single) if needed else []
     strengths = _few(output, among) if automatic else tuple(memory_weight * w for w in _UNIT)
+    spectra = [key_spectrum(part.learnt.memory) for part in parts]  # which no alpha changes
 
     def trial(alpha, start, most=None):
         held = []
-        for part in parts:
-            directions = residual_directions(part.learnt, factor, solver, alpha, lm.logit_scale)
+        for part, spectrum in zip(parts, spectra, strict=True):
+            directions = residual_directions(part.learnt, spectrum, factor, solver, alpha, lm.logit_scale)
             held.append(part.learning(directions, None if most is None else max(1, most // len(parts))))
         return best_weights(lm, held, start) if automatic else (start, losses_at(lm, held, start))
 
@@ -123,8 +124,11 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     first, second = strengths
     weights = FastWeights("residual", None)
     if first or second:
-        learnt = parts[0].learnt if hold_out and parts else output
-        found = residual_directions(learnt, factor, solver, alpha, lm.logit_scale)
+        if hold_out and parts:
+            learnt, spectrum = parts[0].learnt, spectra[0]
+        else:
+            learnt, spectrum = output, key_spectrum(output.memory)
+        found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.logit_scale)
         reader, shift = found.reader[:, None], second * found.shift[None]
         weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))
     if base is not None:

@@ -23,7 +23,7 @@ import torch
 from faast_sklearn.errors import InputError
 from faast_sklearn.solvers import decompose, gcv_pinv, gcv_ridge, pinv_filter, solve_pinv, solve_ridge
 
-__all__ = ["ALPHAS", "Directions", "associative_weights", "curvature", "residual_directions"]
+__all__ = ["ALPHAS", "Directions", "associative_weights", "curvature", "key_spectrum", "residual_directions"]
 
 # Candidates of alpha="auto" for the residual target; few and many tokens want the ends.
 ALPHAS = {"ridge": (0.01, 0.1, 1.0), "pinv": (0.3, 0.5, 0.8)}
@@ -49,6 +49,11 @@ class Directions:
     shift: torch.Tensor
 
 
+def key_spectrum(memory):
+    """Decompose the scatter of a memory's keys about the origin; O(d³), or O(n² d) while tokens are fewer."""
+    return decompose(memory.keys.about_origin())
+
+
 def associative_weights(memory, solver, alpha):
     """Solve for the weights that map keys to values.
 
@@ -64,8 +69,7 @@ def associative_weights(memory, solver, alpha):
     Solution
         At a cost of O(d³).
     """
-    scatter = memory.keys.about_origin()
-    spectrum = decompose(scatter)
+    spectrum = key_spectrum(memory)
     n = memory.weight
     if alpha == "auto":
         gcv = gcv_ridge if solver == "ridge" else gcv_pinv
@@ -90,18 +94,15 @@ def curvature(lm, moments):
     """
     device, matrix = moments.device, lm.head.weight.detach()
     d = matrix.shape[1]
-    weights = torch.stack([moments.curvature.to(torch.float64), torch.ones_like(moments.curvature)])
-    total = torch.zeros((2, d, d), dtype=torch.float64, device=device)
+    fisher, gram = torch.zeros((2, d, d), dtype=torch.float64, device=device)
     size = max(1, 2**22 // d)  # 32 MB in float64
     for start in range(0, len(matrix), size):
         rows = matrix[start : start + size].to(device, torch.float64)
-        for k, w in enumerate(weights[:, start : start + size]):
-            total[k].addmm_((rows * w[:, None]).T if k == 0 else rows.T, rows)
-    expected = moments.expected
-    second = expected.about_origin().matrix()
-    fisher = (total[0] - second) / moments.n_tokens
-    scale = fisher.trace().clamp_min(torch.finfo(torch.float64).tiny) / total[1].trace()
-    damped = fisher + total[1] * (_DAMPING * scale)
+        fisher.addmm_((rows * moments.curvature[start : start + size, None]).T, rows)
+        gram.addmm_(rows.T, rows)
+    fisher = (fisher - moments.expected.about_origin().matrix()) / moments.n_tokens
+    scale = fisher.trace().clamp_min(torch.finfo(torch.float64).tiny) / gram.trace()
+    damped = fisher + gram * (_DAMPING * scale)
     # Rounding, and vocabularies narrower than the embedding, leave directions without any curvature.
     damped.diagonal().add_(1e-9 * damped.trace() / d)
     factor, info = torch.linalg.cholesky_ex(damped)
@@ -112,12 +113,14 @@ def curvature(lm, moments):
     return factor
 
 
-def residual_directions(moments, factor, solver, alpha, logit_scale=1.0):
+def residual_directions(moments, spectrum, factor, solver, alpha, logit_scale=1.0):
     """Return the step and the shift that residual statistics give.
 
     Parameters
     ----------
     moments : TokenMoments
+    spectrum : Spectrum
+        Of their keys, see :func:`key_spectrum`; the same for every alpha.
     factor : torch.Tensor of shape (d, d)
         Of :func:`curvature`, of these tokens or of more: it knows nothing of which tokens came.
     solver : {"ridge", "pinv"}
@@ -129,11 +132,9 @@ def residual_directions(moments, factor, solver, alpha, logit_scale=1.0):
     Returns
     -------
     Directions
-        At a cost of O(d³), or O(n² d) while tokens are fewer than features.
+        At a cost of O(d³).
     """
     n = moments.n_tokens
-    scatter = moments.memory.keys.about_origin()
-    spectrum = decompose(scatter)
     values = spectrum.values / n
     mean = float(values.sum()) / spectrum.n_features
     if solver == "pinv":
