@@ -2,7 +2,7 @@
 
 import functools
 import numbers
-import threading
+import operator
 from collections.abc import Mapping
 from contextlib import closing
 
@@ -12,13 +12,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
-from faast_sklearn.extraction import FrozenBackboneMixin, unit_rows
-from faast_sklearn.inputs import count_samples, iter_chunks
-from faast_sklearn.moments import ClassMoments
-from faast_sklearn.readout import LinearReadout, discriminant_readout, score_readout
-from faast_sklearn.solvers import fast_weights
-from faast_sklearn.targets import check_labels, row_weights, union_of_labels
+from faast_sklearn.accumulation import accumulate, labelled_features
+from faast_sklearn.backbones import as_handle
+from faast_sklearn.candidates import CandidateMoments, candidate_maps
+from faast_sklearn.compiled import Compiled, Settings
+from faast_sklearn.errors import ForgetError, InputError
+from faast_sklearn.extraction import FrozenBackboneMixin
+from faast_sklearn.refinement import refine_while_it_helps
+from faast_sklearn.targets import check_labels, union_of_labels
+from faast_sklearn.values import check_values, class_values
 
 __all__ = ["FaastClassifier"]
 
@@ -48,8 +50,29 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         Ridge: the penalty relative to the mean eigenvalue of the scatter matrix, ``λ = alpha · trace / d``. Pinv:
         singular values below ``σ_max · N ** -alpha`` are dropped. "auto" takes the least generalised
         cross-validation error along a path, from the statistics alone.
-    normalize : bool, default=False
-        Scale features to unit L2 norm.
+    values : {"onehot", "text"}, array-like of shape (n_classes, m) or dict, default="onehot"
+        What each class is associated with. "text": the embedding of its label by the backbone, a dual encoder or a
+        text encoder. An array has one row for each of ``classes_``; a dict maps labels to vectors, or to texts to be
+        embedded. The answer is the class whose vector is nearest, by cosine, to what the fast weights recall.
+    prompt_template : str or sequence of str, default="auto"
+        With ``{label}``, for ``values="text"``; the embeddings of several are averaged. "auto" is the paper's "A photo
+        of a {label}." where the backbone reads images, the bare label where it reads texts.
+    prior_strength : float or "auto", default=0.0
+        N0 of the paper: how many examples the zero-shot prediction, by the cosine between features and class
+        vectors, is worth. The weight of what was learnt is ``r = N / (N0 + N)``. "auto" takes the N0 of the least
+        expected left-out log-loss, from the statistics alone. Without effect on one-hot values.
+    normalize : {False, True, "sqrt", "auto"}, default=False
+        True scales features to unit L2 norm, as a prior and text values always do; "sqrt" takes the square root
+        of features scaled to unit sum, which suits non-negative ones. "auto" learns all three side by side, three
+        times the work, and keeps the one of least cross-validation error.
+    expansion : None, int or "auto", default=None
+        Number M of random ReLU features that are added to the others, at O((d + M)²) a row: worth it from about a
+        hundred examples a class. "auto" keeps 2,000 of them if they lower the cross-validation error by one per cent.
+    n_passes : int, default=1
+        Passes of ``fit`` over the features at most. Each one after the first is a closed-form step on the
+        likelihood; every fifth example of each class tells how many of them help. More than one holds the features
+        in memory, needs ``solver="ridge"``, one-hot values and an intercept, and leaves nothing that ``partial_fit``
+        and ``forget`` could add to.
     fit_intercept : bool, default=True
         Centre features and targets. Without it scores are ``x W``, and their argmax is the prediction.
     class_weight : dict, "balanced" or None, default=None
@@ -61,6 +84,10 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         ``None`` runs a backbone on the best device there is; ready features stay where they are.
     dtype : "auto", str or torch.dtype, default="auto"
         Of the backbone: bfloat16 on GPUs that have it, float32 elsewhere. Statistics are always float64.
+    cache : None, "memory", directory or FeatureCache, default=None
+        Where the features of each sample are kept, so that it is encoded once, see
+        :class:`~faast_sklearn.FeatureCache`. With any of them, fits to the same rows share moments and decompositions
+        too, as in a search over ``alpha``.
     verbose : int, default=0
         1 shows a progress bar on stderr.
 
@@ -68,15 +95,21 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
         Labels, sorted: the columns of scores and probabilities.
-    coef_ : ndarray of shape (n_classes, d) or (1, d) when binary
-        ``decision_function(X) == features @ coef_.T + intercept_``.
+    coef_ : ndarray of shape (n_classes, D) or (1, D) when binary
+        ``decision_function(X) == feature_map_(features) @ coef_.T + intercept_``.
     intercept_ : ndarray of shape (n_classes,) or (1,)
     alpha_ : float
         The regulariser used.
     solver_ : {"cholesky", "eigh"}
         The factorisation that was used.
+    feature_map_ : FeatureMap
+        From features (n, d) to what is learnt from (n, D): normalisation and expansion, as chosen.
+    prior_strength_ : float
+        The N0 used; infinite while there are no examples.
+    n_passes_ : int
+        Passes that helped.
     moments_ : ClassMoments
-        All that is known of what was learnt.
+        All that is known of what was learnt, through ``feature_map_``.
     n_samples_seen_ : int
         Rows of positive weight learnt and not forgotten.
     n_features_in_ : int
@@ -122,23 +155,35 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         *,
         solver="ridge",
         alpha="auto",
+        values="onehot",
+        prompt_template="auto",
+        prior_strength=0.0,
         normalize=False,
+        expansion=None,
+        n_passes=1,
         fit_intercept=True,
         class_weight=None,
         batch_size="auto",
         device=None,
         dtype="auto",
+        cache=None,
         verbose=0,
     ):
         self.backbone = backbone
         self.solver = solver
         self.alpha = alpha
+        self.values = values
+        self.prompt_template = prompt_template
+        self.prior_strength = prior_strength
         self.normalize = normalize
+        self.expansion = expansion
+        self.n_passes = n_passes
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.cache = cache
         self.verbose = verbose
 
     def fit(self, X, y=None, sample_weight=None):
@@ -149,7 +194,8 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         X : samples, or an iterable of batches
             Features (n, d) without a backbone; images, paths or texts with one, see
             :func:`~faast_sklearn.inputs.as_samples`. An iterator or DataLoader yields ``(X, y)`` or
-            ``(X, y, sample_weight)`` and is read once, in memory that does not grow with it.
+            ``(X, y, sample_weight)`` and is read once, in memory that does not grow with it. None, with the names of
+            the classes as y, learns nothing: predictions are zero-shot.
         y : array-like of shape (n,)
             Labels: strings, integers or booleans. None for iterables and datasets that bring their own.
         sample_weight : array-like of shape (n,), optional
@@ -190,7 +236,7 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
             The estimator is then as it was before the call.
         """
-        return self._learn(X, y, sample_weight, reset=not hasattr(self, "moments_"), classes=classes, partial=True)
+        return self._learn(X, y, sample_weight, reset="_compiled" not in self.__dict__, classes=classes, partial=True)
 
     def forget(self, X, y=None, sample_weight=None):
         """Take samples away that were learnt before; the same as never having learnt them.
@@ -217,8 +263,8 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         with self._unchanged_on_error():
             source = self._open_source(reset=False)
             with self._report(X, "forget") as report:
-                removed = self._moments_of(source, X, y, sample_weight, report)
-            self._publish(_taken_away(self.moments_, removed))
+                removed = self._accumulate(source, X, y, sample_weight, report)
+            self._publish(_taken_away(self._compiled.learnt, removed))
         return self
 
     def predict(self, X):
@@ -282,27 +328,45 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         ndarray of shape (n, n_classes)
         """
         compiled, scores = self._scores(X)
-        return compiled.readout.log_probabilities(scores)
+        return compiled.fitted.readout.log_probabilities(scores)
 
     @property
     def coef_(self):
-        """Weights of the features, of shape (n_classes, d), or (1, d) when binary."""
-        return _binary_difference(self._current().readout.coef)
+        """Weights of the mapped features, of shape (n_classes, D), or (1, D) when binary."""
+        return _binary_difference(self._current().fitted.readout.coef)
 
     @property
     def intercept_(self):
         """Offsets of the scores, of shape (n_classes,), or (1,) when binary."""
-        return _binary_difference(self._current().readout.intercept)
+        return _binary_difference(self._current().fitted.readout.intercept)
 
     @property
     def alpha_(self):
-        """The regulariser that was used."""
-        return self._current().solution.alpha
+        """The regulariser that was used; None without examples."""
+        solution = self._current().fitted.solution
+        return None if solution is None else solution.alpha
 
     @property
     def solver_(self):
-        """The factorisation that was used."""
-        return self._current().solution.method
+        """The factorisation that was used; None without examples."""
+        solution = self._current().fitted.solution
+        return None if solution is None else solution.method
+
+    @property
+    def feature_map_(self):
+        """What features go through before they are learnt from or scored."""
+        return self._current().fitted.map
+
+    @property
+    def prior_strength_(self):
+        """The number of examples that the zero-shot prediction counts for."""
+        return self._current().fitted.prior_strength
+
+    @property
+    def moments_(self):
+        """All that is known of what was learnt."""
+        learnt = self._current().learnt
+        return learnt.first if len(learnt.choices(self.expansion)) == 1 else self._compiled.fitted.moments
 
     def _learn(self, X, y, sample_weight, *, reset, classes=None, partial=False):
         self._check_params(partial)
@@ -310,53 +374,93 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
             if reset:
                 self._declared = np.array([])
             source = self._open_source(reset)
-            with self._report(X, "partial_fit" if partial else "fit") as report:
-                moments = self._moments_of(source, X, y, sample_weight, report)
-            if reset and not moments.n_rows:
-                raise InputError("every sample_weight is zero, so there is nothing to learn from.")
+            compiled, steps = None, 0
+            if X is None and self._has_values():
+                learnt = self._from_names(source, y)
+            else:
+                with self._report(X, "partial_fit" if partial else "fit") as report:
+                    if self.n_passes == 1:
+                        learnt = self._accumulate(source, X, y, sample_weight, report)
+                    else:
+                        examples = labelled_features(source, X, y, sample_weight, self.class_weight, report)
+                        compiled, steps = refine_while_it_helps(
+                            self._compile_for, *examples, self._maps(), self.n_passes - 1
+                        )
+                        learnt = compiled.learnt
+                if reset and not learnt.first.n_rows:
+                    raise InputError("every sample_weight is zero, so there is nothing to learn from.")
             if classes is not None:
                 self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
-                moments = self.moments_ + moments
+                learnt = self._compiled.learnt + learnt
             self.device_ = str(source.device)
-            self._publish(moments)
+            self._publish(learnt)
+            if compiled is not None:
+                self.__dict__.update(_compiled=compiled, n_passes_=1 + steps)
         return self
 
-    def _moments_of(self, source, X, y, sample_weight, report):
-        """Stream labelled samples into moments; nothing of this estimator is changed but by ``source``."""
-        if self.class_weight == "balanced" and y is None and count_samples(X) is None:
-            raise InputError(
-                "class_weight='balanced' needs all labels at once, and X yields them batch by batch; pass a dict of "
-                "weights, or let it yield (X, y, sample_weight)."
-            )
-        moments = None
-        for chunk, labels, weight in iter_chunks(X, y, sample_weight):
-            samples = source.samples(chunk)
-            labels = check_labels(labels, "y")
-            if len(labels) != len(samples):
-                raise InputError(f"X has {len(samples)} samples and y has {len(labels)}; pass one label for each.")
-            classes, codes = np.unique(labels, return_inverse=True)
-            weight = row_weights(weight, len(samples), self.class_weight, classes, codes)
-            with closing(source.stream(samples, report)) as stream:
-                for indices, features in stream:
-                    rows = unit_rows(features) if self.normalize else features
-                    row_weight = None if weight is None else weight[indices]
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        part = ClassMoments.from_codes(rows, codes[indices], classes, row_weight)
-                        moments = part if moments is None else moments + part
-        _refuse_overflow(moments)  # once, since it waits for the device
-        return moments
+    def _accumulate(self, source, X, y, sample_weight, report):
+        return accumulate(
+            source,
+            X,
+            y,
+            sample_weight,
+            maps=self._maps(),
+            class_weight=self.class_weight,
+            report=report,
+            shared=self.cache is not None,
+        )
 
-    def _publish(self, moments):
+    def _maps(self):
+        """Return the feature maps to learn through; cosines to class vectors need rows of unit length."""
+        prior = self._has_values() and (self.prior_strength != 0.0 or isinstance(self.values, str))
+        return candidate_maps(True if prior else self.normalize, self.expansion)
+
+    def _has_values(self):
+        return not (isinstance(self.values, str) and self.values == "onehot")
+
+    def _from_names(self, source, names):
+        """Return moments of nothing, and declare the classes to tell apart zero-shot."""
+        self._declared = union_of_labels(self._declared, np.unique(check_labels(names, "y")))
+        width = getattr(source, "n_features", None)
+        if width is None:
+            width = self._class_values(self._declared).vectors.shape[1]
+            self.n_features_in_ = width
+        return CandidateMoments.empty(width, self._maps())
+
+    def _class_values(self, classes):
+        if not self._has_values():
+            return None
+        backbone = None if self.backbone is None else as_handle(self.backbone).open(self.device, self.dtype)
+        return class_values(self.values, classes, backbone, self.prompt_template)
+
+    def _publish(self, learnt):
         """Make new moments current, as the last step of a change."""
-        classes = union_of_labels(moments.classes, self._declared)
-        compiled = _Compiled(moments, classes, self.solver, self.alpha, self.fit_intercept)
-        self.__dict__.update(moments_=moments, n_samples_seen_=moments.n_rows, classes_=classes, _compiled=compiled)
+        compiled = self._compile_for(learnt)
+        self.__dict__.update(
+            classes_=compiled.classes, n_samples_seen_=learnt.first.n_rows, n_passes_=1, _compiled=compiled
+        )
 
-    def _adopt(self, moments, estimators):
+    def _compile_for(self, learnt):
+        """Join moments with the parameters that their solve needs; nothing is solved yet."""
+        classes = union_of_labels(learnt.first.classes, self.__dict__.get("_declared", np.array([])))
+        values = self._class_values(classes)
+        if values is not None and (self.prior_strength != 0.0 or not learnt.first.n_rows):
+            g, moments = next(iter(learnt.moments.items()))
+            width = moments.n_features - g.expansion
+            if values.vectors.shape[1] != width:
+                raise InputError(
+                    f"a prior compares features with values, but there are {width} features and the values are "
+                    f"{values.vectors.shape[1]} long; use prior_strength=0, or values in the space of the features."
+                )
+        settings = Settings(self.solver, self.alpha, self.fit_intercept, self.expansion, self.prior_strength)
+        return Compiled(learnt, classes, settings, values)
+
+    def _adopt(self, estimators):
         """Make the sum of what several have learnt current."""
+        self._check_passes(partial=True)
         self._declared = functools.reduce(union_of_labels, [estimator._declared for estimator in estimators])
-        self._publish(moments)
+        self._publish(functools.reduce(operator.add, [estimator._compiled.learnt for estimator in estimators]))
 
     def _current(self):
         if "_compiled" not in self.__dict__:
@@ -369,11 +473,11 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         compiled = self._current()
         source = self._open_source(reset=False)
         samples = source.samples(X)
-        readout = compiled.readout
+        fitted = compiled.fitted
         out = None
         with self._report(samples, "predict") as report, closing(source.stream(samples, report)) as stream:
             for indices, features in stream:
-                scores = readout.scores(unit_rows(features) if self.normalize else features)
+                scores = fitted.readout.scores(fitted.map(features))
                 if isinstance(scores, np.ndarray):
                     out = np.empty((len(samples), scores.shape[1])) if out is None else out
                     out[indices] = scores
@@ -389,6 +493,13 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         number = isinstance(self.alpha, numbers.Real) and not isinstance(self.alpha, bool)
         if self.alpha != "auto" and not (number and 0 <= self.alpha < np.inf):
             raise ValueError(f"alpha must be 'auto' or a finite number of at least 0, got {self.alpha!r}.")
+        check_values(self.values, self.prompt_template)
+        strength = self.prior_strength
+        number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
+        if not (isinstance(strength, str) and strength == "auto") and not (number and 0 <= strength < np.inf):
+            raise ValueError(f"prior_strength must be 'auto' or a finite number of at least 0, got {strength!r}.")
+        self._check_maps()
+        self._check_passes(partial)
         if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, Mapping)):
             raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {self.class_weight!r}.")
         if self.class_weight == "balanced" and partial:
@@ -396,6 +507,27 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
                 "class_weight='balanced' needs all labels at once and cannot be used with partial_fit or forget; "
                 "pass a dict of weights, or sample_weight."
             )
+
+    def _check_maps(self):
+        g, M = self.normalize, self.expansion
+        if not (isinstance(g, (bool, np.bool_)) or (isinstance(g, str) and g in ("sqrt", "auto"))):
+            raise ValueError(f"normalize must be False, True, 'sqrt' or 'auto', got {g!r}.")
+        number = isinstance(M, numbers.Integral) and not isinstance(M, bool)
+        if not (M is None or (isinstance(M, str) and M == "auto") or (number and M > 0)):
+            raise ValueError(f"expansion must be None, 'auto' or a positive integer, got {M!r}.")
+
+    def _check_passes(self, partial):
+        passes = self.n_passes
+        if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 1:
+            raise ValueError(f"n_passes must be a positive integer, got {passes!r}.")
+        if passes == 1:
+            return
+        if partial:
+            raise ValueError(
+                "each pass after the first needs all samples again, so partial_fit and forget need n_passes=1; use fit."
+            )
+        if self.solver != "ridge" or not self.fit_intercept or self._has_values():
+            raise ValueError("n_passes > 1 needs solver='ridge', fit_intercept=True and values='onehot'.")
 
     def __sklearn_is_fitted__(self):
         return "_compiled" in self.__dict__
@@ -406,83 +538,14 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         return tags
 
 
-class _Compiled:
-    """Moments and the parameters that go with them, solved when first asked, once, under a lock.
-
-    An estimator replaces it as a whole, so that threads that predict see one consistent state.
-    """
-
-    def __init__(self, moments, classes, solver, alpha, intercept):
-        self.moments, self.classes = moments, classes
-        self._settings = (solver, alpha, intercept)
-        self._solved = None
-        self._lock = threading.Lock()
-
-    @property
-    def solution(self):
-        """The fast weights."""
-        return self._solve()[0]
-
-    @property
-    def readout(self):
-        """What turns features into scores, one column for each of ``classes``."""
-        return self._solve()[1]
-
-    def _solve(self):
-        with self._lock:
-            if self._solved is None:
-                self._solved = self._compile()
-            return self._solved
-
-    def _compile(self):
-        solver, alpha, intercept = self._settings
-        if not self.moments.n_rows:
-            raise NotFittedError("Everything that was learnt has been forgotten; call 'partial_fit' or 'fit' first.")
-        solution = fast_weights(self.moments, solver=solver, alpha=alpha, intercept=intercept)
-        if len(self.moments.classes) == 1:
-            readout = LinearReadout(np.zeros((1, self.moments.n_features)), np.zeros(1))
-        elif solver == "ridge" and intercept:
-            readout = discriminant_readout(solution, self.moments)
-        else:
-            readout = score_readout(solution, self.moments, intercept)
-        return solution, self._spread(readout)
-
-    def _spread(self, readout):
-        """Give classes that were declared but never seen a score of minus infinity."""
-        if len(self.classes) == len(self.moments.classes):
-            return readout
-        seen = np.searchsorted(self.classes, self.moments.classes)
-        coef = np.zeros((len(self.classes), readout.coef.shape[1]))
-        intercept = np.full(len(self.classes), -np.inf)
-        coef[seen], intercept[seen] = readout.coef, readout.intercept
-        return LinearReadout(coef, intercept, readout.temperature)
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, _lock=threading.Lock())
-
-    def __deepcopy__(self, memo):
-        return self  # nothing in it changes after the solve
-
-
 def _binary_difference(rows):
     """Reduce two rows (classes first) to what speaks for the second; one or many rows stay."""
     return rows[1:] - rows[:1] if len(rows) == 2 else rows
 
 
-def _refuse_overflow(part):
-    """Raise NonFiniteError if features are finite but their squares are not."""
-    if not part.scatter.trace() + part.weight * float(part.scatter.mean.square().sum()) < 1e300:
-        raise NonFiniteError(
-            "features are so large that their squares overflow float64; divide them by a constant, "
-            "or use normalize=True."
-        )
-
-
-def _taken_away(learnt, removed):
+def _taken_away(candidates, removing):
     """Return ``learnt − removed``; raise ForgetError if ``removed`` cannot be a part of ``learnt``."""
+    learnt, removed = candidates.first, removing.first
     unknown = np.setdiff1d(removed.classes, learnt.classes)
     if len(unknown):
         raise ForgetError(
@@ -496,8 +559,8 @@ def _taken_away(learnt, removed):
             f"asked to forget {removed.rows[k]} samples of weight {removed.counts[k]:g} of class "
             f"{removed.classes[k]!r}, but only {learnt.rows[at[k]]} of weight {learnt.counts[at[k]]:g} were learnt."
         )
-    left = learnt - removed
-    before, after = learnt.scatter.variances(), left.scatter.variances()
+    left = candidates - removing
+    before, after = learnt.scatter.variances(), left.first.scatter.variances()
     if bool((after < -1e-8 * before).any()):
         raise ForgetError("these samples were never learnt: taking them away leaves a negative variance.")
     return left

@@ -1,9 +1,9 @@
 """One estimator from several that learnt different samples: on shards, machines or days."""
 
 import copy
-import functools
-import operator
+from collections.abc import Mapping
 
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.errors import InputError
@@ -11,7 +11,7 @@ from faast_sklearn.errors import InputError
 __all__ = ["merge"]
 
 # Parameters that say how to run, not what is learnt.
-_HOW = ("batch_size", "device", "dtype", "verbose")
+_HOW = ("batch_size", "device", "dtype", "cache", "verbose")
 
 
 def merge(estimators):
@@ -55,8 +55,7 @@ def merge(estimators):
         check_is_fitted(other)
         _refuse_different(first, other, i)
     merged = copy.deepcopy(first)
-    total = functools.reduce(operator.add, [estimator.moments_ for estimator in estimators])
-    merged._adopt(total, estimators)
+    merged._adopt(estimators)
     return merged
 
 
@@ -65,8 +64,19 @@ def _refuse_different(first, other, i):
         raise InputError(f"estimators[{i}] is a {type(other).__name__} and the first a {type(first).__name__}.")
     mine, yours = first.get_params(deep=False), other.get_params(deep=False)
     for name, value in mine.items():
-        if name not in _HOW and value is not yours[name] and repr(value) != repr(yours[name]):
+        if name not in _HOW and not _same(value, yours[name]):
             raise InputError(f"estimators[{i}] has {name}={yours[name]!r} and the first {value!r}; they must be equal.")
     widths = [getattr(estimator, "n_features_in_", None) for estimator in (first, other)]
     if widths[0] != widths[1]:
         raise InputError(f"estimators[{i}] has learnt from {widths[1]} features and the first from {widths[0]}.")
+
+
+def _same(a, b):
+    """Whether two values of a parameter are equal; arrays, as they are or in a dict or list, by their content."""
+    if a is b:
+        return True
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return repr(a) == repr(b)

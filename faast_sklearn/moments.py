@@ -249,6 +249,10 @@ class ClassMoments:
         """Return the same statistics on ``device``."""
         return ClassMoments(self.classes, self.counts, self.rows, self._means.to(device), self.scatter.to(device))
 
+    def leading(self, d):
+        """Return the statistics of the first ``d`` features alone."""
+        return ClassMoments(self.classes, self.counts, self.rows, self._means[:, :d], self.scatter.leading(d))
+
     def scale(self, factor):
         """Return the statistics with every weight multiplied by ``factor`` > 0."""
         return ClassMoments(self.classes, self.counts * factor, self.rows, self._means, self.scatter.scale(factor))

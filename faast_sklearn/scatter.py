@@ -157,10 +157,20 @@ class Scatter:
         total = rows.T @ rows
         return total if self._dense is None else total + W.T @ (self._dense @ W)
 
+    def squares(self, W):
+        """Return the diagonal of ``Wᵀ T W`` for W of shape (d, m): what each column spreads; O(d m (r + d))."""
+        total = (self.factor_rows() @ W).square().sum(0)
+        return total if self._dense is None else total + (W * (self._dense @ W)).sum(0)
+
     def about_origin(self):
         """Return the scatter of the same rows about zero instead of their mean (one more factor row)."""
         row = (self.weight**0.5 * self.mean)[None]
         return Scatter(self.weight, torch.zeros_like(self.mean), self._dense, (*self._factors, row))
+
+    def leading(self, d):
+        """Return the statistics of the first ``d`` features alone."""
+        dense = None if self._dense is None else self._dense[:d, :d]
+        return Scatter(self.weight, self.mean[:d], dense, [f[:, :d] for f in self._factors])._folded()
 
     def to(self, device):
         """Return the same statistics on ``device``."""

@@ -1,6 +1,8 @@
 """FaastSeq2Seq: a frozen language model that learns a task from pairs of texts, in one forward pass."""
 
+import functools
 import numbers
+import operator
 import warnings
 from contextlib import closing, contextmanager
 
@@ -470,10 +472,10 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             _learnt=learnt,
         )
 
-    def _adopt(self, moments, estimators):
+    def _adopt(self, estimators):
         """Make the sum of what several have learnt current."""
         self._check_params(partial=True)
-        self._publish(moments)
+        self._publish(functools.reduce(operator.add, [estimator.moments_ for estimator in estimators]))
 
     def _current(self):
         if "_learnt" not in self.__dict__:

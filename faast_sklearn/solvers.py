@@ -7,6 +7,10 @@ All of them minimise, over ``W`` of shape (d, m), a spectrally filtered least-sq
 and differ in the filter f alone: :func:`ridge_filter` is Tikhonov's ``1 / (λ + penalty)``, :func:`pinv_filter`
 truncates, which is the pseudo-inverse of Bao et al. (arXiv 2605.04651, section 3). ``KᵀK`` comes as a
 :class:`~faast_sklearn.scatter.Scatter`, ``KᵀV`` as an array: no example is needed.
+
+Everything from a :class:`Spectrum` on takes many problems of one size at once: tensors with leading axes, written
+``...`` below. Numbers that one problem has one of (a strength, a mean eigenvalue) are floats without leading axes and
+arrays of shape ``(...)`` with them.
 """
 
 from dataclasses import dataclass
@@ -17,8 +21,10 @@ import torch
 __all__ = [
     "Solution",
     "Spectrum",
+    "above_rounding",
     "decompose",
     "fast_weights",
+    "gcv_error",
     "gcv_pinv",
     "gcv_ridge",
     "pinv_filter",
@@ -26,6 +32,7 @@ __all__ = [
     "solve_cholesky",
     "solve_pinv",
     "solve_ridge",
+    "solve_spectrum",
 ]
 
 # Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
@@ -41,24 +48,27 @@ class Spectrum:
 
     Parameters
     ----------
-    values : torch.Tensor of shape (r,), float64
-        Positive eigenvalues, ascending; r is at most min(N, d).
-    vectors : torch.Tensor of shape (d, r), float64
+    values : torch.Tensor of shape (..., r), float64
+        Positive eigenvalues, ascending; r is at most min(N, d). Zeros may stay where r is shared by many problems:
+        the filters leave them out.
+    vectors : torch.Tensor of shape (..., p, r), float64
         Orthonormal columns.
+    n_features : int, optional
+        Number of features d; p by default. It is another where keys are given in p coordinates of their own span.
     """
 
     values: torch.Tensor
     vectors: torch.Tensor
+    n_features: int | None = None
 
-    @property
-    def n_features(self):
-        """Number of features d."""
-        return self.vectors.shape[0]
+    def __post_init__(self):
+        if self.n_features is None:
+            object.__setattr__(self, "n_features", self.vectors.shape[-2])
 
     @property
     def mean_value(self):
         """Mean of all d eigenvalues, zeros included: trace / d."""
-        return float(self.values.sum()) / self.n_features
+        return _number(self.values.sum(-1)) / self.n_features
 
     @property
     def condition(self):
@@ -74,10 +84,10 @@ class Solution:
 
     Parameters
     ----------
-    weights : torch.Tensor of shape (d, m), float64
-    df : float
+    weights : torch.Tensor of shape (..., d, m), float64
+    df : float or torch.Tensor of shape (...)
         Effective degrees of freedom ``Σ λ f(λ)``, the trace of the hat matrix.
-    alpha : float
+    alpha : float or ndarray of shape (...)
         The regulariser that was used, in the unit of the solver that used it.
     method : {"cholesky", "eigh"}
         The factorisation that gave the weights.
@@ -89,7 +99,7 @@ class Solution:
     method: str
 
 
-def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
+def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spectrum_of=None):
     """Solve for the weights that map features to one-hot targets.
 
     Parameters
@@ -103,6 +113,8 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
         cross-validation along a path of strengths.
     intercept : bool, default=True
         Centre keys and values first.
+    spectrum_of : callable, optional
+        Stands in for :func:`decompose`; for callers that keep decompositions. Then no other factorisation is tried.
 
     Returns
     -------
@@ -121,20 +133,53 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
     """
     scatter = moments.scatter if intercept else moments.scatter.about_origin()
     cross = moments.class_sums(centred=intercept).T
-    if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small:
+    if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small and spectrum_of is None:
         solution = solve_cholesky(scatter, cross, alpha)
         if solution is not None:
             return solution
-    spectrum = decompose(scatter)
+    spectrum = (spectrum_of or decompose)(scatter)
+    return solve_spectrum(
+        spectrum,
+        cross,
+        moments.counts,
+        solver=solver,
+        alpha=alpha,
+        intercept=intercept,
+        n_samples=moments.n_samples,
+    )
+
+
+def solve_spectrum(spectrum, cross, counts, *, solver="ridge", alpha="auto", intercept=True, n_samples=None):
+    """Solve for the weights that map features to one-hot targets, from a decomposition.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of the keys, centred if ``intercept``.
+    cross : torch.Tensor of shape (..., p, c)
+        Class sums of the keys.
+    counts : ndarray of shape (c,)
+        Weight of each class, the same for all problems.
+    solver, alpha, intercept
+        As in :func:`fast_weights`.
+    n_samples : float, optional
+        N; the sum of the weights by default.
+
+    Returns
+    -------
+    Solution
+    """
+    weight = counts.sum()
+    n_samples = weight if n_samples is None else n_samples
     if alpha == "auto":
-        total = float(moments.counts.sum() - intercept * (moments.counts**2).sum() / moments.weight)
+        total = float(weight - intercept * (counts**2).sum() / weight)
         if solver == "ridge":
-            alpha, _ = gcv_ridge(spectrum, cross, total, moments.n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
+            alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
         else:
-            alpha, _ = gcv_pinv(spectrum, cross, total, moments.n_samples, intercept=intercept)
+            alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, intercept=intercept)
     if solver == "ridge":
         return solve_ridge(spectrum, cross, alpha)
-    return solve_pinv(spectrum, cross, alpha, moments.weight)
+    return solve_pinv(spectrum, cross, alpha, weight)
 
 
 def decompose(scatter):
@@ -163,33 +208,44 @@ def decompose(scatter):
     if scatter.is_small:
         rows = scatter.factor_rows()
         values, left = torch.linalg.eigh(rows @ rows.T)
-        kept = _above_rounding(values, scatter.n_features)
+        kept = above_rounding(values, scatter.n_features)
         values, left = values[kept], left[:, kept]
         return Spectrum(values, (rows.T @ left) / values.sqrt())
     values, vectors = torch.linalg.eigh(scatter.matrix())
-    kept = _above_rounding(values, scatter.n_features)
+    kept = above_rounding(values, scatter.n_features)
     return Spectrum(values[kept], vectors[:, kept])
 
 
-def _above_rounding(values, n_features):
-    if not len(values):
-        return torch.zeros(0, dtype=torch.bool, device=values.device)
-    return values > torch.clamp(values[-1], min=0) * n_features * torch.finfo(torch.float64).eps
-
-
-def ridge_filter(values, penalty):
-    """Tikhonov's filter ``f(λ) = 1 / (λ + penalty)``.
+def above_rounding(values, n_features):
+    """Say which eigenvalues of a positive semidefinite matrix are more than rounding.
 
     Parameters
     ----------
-    values : torch.Tensor of shape (r,)
-        Positive eigenvalues.
-    penalty : float or torch.Tensor of shape (k, 1)
-        λ of the ridge objective ``‖K W − V‖² + λ ‖W‖²``.
+    values : torch.Tensor of shape (..., r)
+        Ascending.
+    n_features : int
+        d.
 
     Returns
     -------
-    torch.Tensor of shape (r,) or (k, r)
+    torch.Tensor of bool, shape (..., r)
+    """
+    return values > values[..., -1:].clamp(min=0) * n_features * torch.finfo(torch.float64).eps
+
+
+def ridge_filter(values, penalty):
+    """Tikhonov's filter ``f(λ) = 1 / (λ + penalty)``, 0 for an eigenvalue of 0.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (..., r)
+        Eigenvalues.
+    penalty : float or torch.Tensor
+        λ of the ridge objective ``‖K W − V‖² + λ ‖W‖²``; of shape (k, 1) for k of them.
+
+    Returns
+    -------
+    torch.Tensor of shape (r,) or (k, r), or what else the two broadcast to
 
     Examples
     --------
@@ -198,7 +254,7 @@ def ridge_filter(values, penalty):
     >>> ridge_filter(torch.tensor([1.0, 3.0]), 1.0).tolist()
     [0.5, 0.25]
     """
-    return 1.0 / (values + penalty)
+    return (values.masked_fill(values <= 0, torch.inf) + penalty).reciprocal_()
 
 
 def pinv_filter(values, rtol):
@@ -206,14 +262,14 @@ def pinv_filter(values, rtol):
 
     Parameters
     ----------
-    values : torch.Tensor of shape (r,)
-        Positive eigenvalues, ascending.
-    rtol : float or torch.Tensor of shape (k, 1)
-        Relative cutoff of the singular values of K; the paper's is ``N ** -alpha``.
+    values : torch.Tensor of shape (..., r)
+        Eigenvalues, ascending.
+    rtol : float or torch.Tensor
+        Relative cutoff of the singular values of K, of shape (k, 1) for k of them; the paper's is ``N ** -alpha``.
 
     Returns
     -------
-    torch.Tensor of shape (r,) or (k, r)
+    torch.Tensor of shape (r,) or (k, r), or what else the two broadcast to
 
     Examples
     --------
@@ -222,7 +278,7 @@ def pinv_filter(values, rtol):
     >>> pinv_filter(torch.tensor([1.0, 4.0]), 0.9).tolist()
     [0.0, 0.25]
     """
-    kept = values > values[-1:] * rtol**2
+    kept = values > values[..., -1:] * rtol**2
     return torch.where(kept, 1.0 / values, torch.zeros_like(values))
 
 
@@ -233,9 +289,9 @@ def solve_ridge(spectrum, cross, alpha):
     ----------
     spectrum : Spectrum
         Of ``KᵀK``.
-    cross : torch.Tensor of shape (d, m)
+    cross : torch.Tensor of shape (..., d, m)
         ``KᵀV``.
-    alpha : float
+    alpha : float or ndarray of shape (...)
         Regulariser relative to the mean eigenvalue, so that it means the same at any scale of the features.
 
     Returns
@@ -243,7 +299,8 @@ def solve_ridge(spectrum, cross, alpha):
     Solution
         At a cost of O(d r m).
     """
-    return _filtered(spectrum, cross, ridge_filter(spectrum.values, alpha * spectrum.mean_value), alpha)
+    penalty = _column(alpha, spectrum.values) * _column(spectrum.mean_value, spectrum.values)
+    return _filtered(spectrum, cross, ridge_filter(spectrum.values, penalty), alpha)
 
 
 def solve_pinv(spectrum, cross, alpha, n_samples):
@@ -253,9 +310,9 @@ def solve_pinv(spectrum, cross, alpha, n_samples):
     ----------
     spectrum : Spectrum
         Of ``KᵀK``.
-    cross : torch.Tensor of shape (d, m)
+    cross : torch.Tensor of shape (..., d, m)
         ``KᵀV``.
-    alpha : float
+    alpha : float or ndarray of shape (...)
         Exponent of the cutoff.
     n_samples : float
         N, or the sum of the weights.
@@ -265,12 +322,23 @@ def solve_pinv(spectrum, cross, alpha, n_samples):
     Solution
         At a cost of O(d r m).
     """
-    return _filtered(spectrum, cross, pinv_filter(spectrum.values, float(n_samples) ** -alpha), alpha)
+    cutoff = _column(float(n_samples) ** -alpha, spectrum.values)
+    return _filtered(spectrum, cross, pinv_filter(spectrum.values, cutoff), alpha)
 
 
 def _filtered(spectrum, cross, f, alpha):
-    weights = spectrum.vectors @ (f[:, None] * (spectrum.vectors.T @ cross))
-    return Solution(weights, float((spectrum.values * f).sum()), float(alpha), "eigh")
+    weights = spectrum.vectors @ (f[..., None] * (spectrum.vectors.mT @ cross))
+    return Solution(weights, _number((spectrum.values * f).sum(-1)), _number(alpha), "eigh")
+
+
+def _number(x):
+    """Return what one problem has one of: a float without leading axes, x with them."""
+    return x if np.ndim(x) else float(x)
+
+
+def _column(x, values):
+    """Return what one problem has one of as a tensor that broadcasts along an axis after its own."""
+    return torch.as_tensor(x, dtype=values.dtype, device=values.device)[..., None]
 
 
 def solve_cholesky(scatter, cross, alpha):
@@ -320,7 +388,7 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDG
     Parameters
     ----------
     spectrum : Spectrum
-    cross : torch.Tensor of shape (d, m)
+    cross : torch.Tensor of shape (..., d, m)
     total : float
         ``trVᵀV`` of the (centred, if ``intercept``) targets.
     n_samples : float
@@ -334,18 +402,18 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDG
 
     Returns
     -------
-    alpha : float
+    alpha : float or ndarray of shape (...)
         The candidate of least GCV, with the prior if there is one; of equals the largest.
-    scores : ndarray of shape (k,)
+    scores : ndarray of shape (..., k)
         GCV of each; infinite where refused.
     """
-    penalties = torch.as_tensor(alphas * spectrum.mean_value, device=spectrum.values.device)[:, None]
+    penalties = _column(alphas, spectrum.values) * _column(spectrum.mean_value, spectrum.values)[..., None]
     scores = _gcv(spectrum, cross, total, n_samples, intercept, ridge_filter, penalties)
     posterior = scores
     if prior is not None:
         median, spread = prior
         distance = np.log10(np.maximum(alphas, np.finfo(float).tiny) / median) / spread
-        posterior = scores * np.exp(distance**2 / (n_samples * cross.shape[1]))
+        posterior = scores * np.exp(distance**2 / (n_samples * cross.shape[-1]))
     return _least(alphas, posterior, strong=-1), scores
 
 
@@ -354,23 +422,59 @@ def gcv_pinv(spectrum, cross, total, n_samples, *, intercept=True, alphas=_PINV_
 
     Returns
     -------
-    alpha : float
+    alpha : float or ndarray of shape (...)
         The exponent of least GCV; of equals the smallest, which truncates most.
-    scores : ndarray of shape (k,)
+    scores : ndarray of shape (..., k)
     """
-    cutoffs = torch.as_tensor(float(n_samples) ** -np.asarray(alphas), device=spectrum.values.device)[:, None]
+    cutoffs = _column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
     scores = _gcv(spectrum, cross, total, n_samples, intercept, pinv_filter, cutoffs)
     return _least(alphas, scores, strong=0), scores
 
 
-def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strength):
+def gcv_error(solution, moments, intercept=True):
+    """Generalised cross-validation error of one solution, comparable between features of the same rows.
+
+    Parameters
+    ----------
+    solution : Solution
+        Of :func:`fast_weights`.
+    moments : ClassMoments
+        What it was computed from.
+    intercept : bool, default=True
+
+    Returns
+    -------
+    float
+        Mean squared error of left-out one-hot targets, estimated; O(d² c).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.moments import ClassMoments
+    >>> from faast_sklearn.solvers import fast_weights, gcv_error
+    >>> moments = ClassMoments.from_rows(np.array([[0.0], [1.0], [9.0], [10.0]]), np.array([0, 0, 1, 1]))
+    >>> round(gcv_error(fast_weights(moments, alpha=0.01), moments), 3)
+    0.024
+    """
+    scatter = moments.scatter if intercept else moments.scatter.about_origin()
+    cross = moments.class_sums(centred=intercept).T
+    total = float(moments.counts.sum() - intercept * (moments.counts**2).sum() / moments.weight)
+    rss = total - 2.0 * float((solution.weights * cross).sum()) + float(scatter.squares(solution.weights).sum())
+    left = 1.0 - (solution.df + float(intercept)) / moments.n_samples
+    return max(rss, 0.0) / moments.n_samples / max(left, 1e-3) ** 2
+
+
+def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strengths):
+    """Return the criterion of strengths (..., k, 1), as an ndarray of shape (..., k)."""
     values = spectrum.values
-    if not len(values):
-        return np.full(len(strength), np.inf)
-    power = (spectrum.vectors.T @ cross).square().sum(1)
-    f = spectral_filter(values, strength)
-    df = (f * values).sum(1)
-    rss = (total - ((2.0 - f * values) * f * power).sum(1)).clamp(min=0.0)
+    if not values.shape[-1]:
+        return np.full((*values.shape[:-1], strengths.shape[-2]), np.inf)
+    power = (spectrum.vectors.mT @ cross).square().sum(-1)
+    f = spectral_filter(values[..., None, :], strengths)
+    # Products over the spectrum instead of sums of products: the filters of all candidates are the largest array.
+    sums = f @ torch.stack([values, 2.0 * power], -1)
+    df, explained = sums[..., 0], sums[..., 1]
+    rss = (total - explained + (f.square_() @ (values * power)[..., None])[..., 0]).clamp(min=0.0)
     left = 1.0 - (df + float(intercept)) / n_samples
     scores = rss / n_samples / left.clamp(min=1e-3).square()
     return scores.masked_fill(df > _MOST_DF * n_samples, torch.inf).cpu().numpy()
@@ -378,4 +482,6 @@ def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strength
 
 def _least(alphas, scores, strong):
     """Return the candidate of least score; of those equal up to rounding the one at the ``strong`` end."""
-    return float(alphas[np.flatnonzero(scores <= scores.min() * (1 + 1e-9))[strong]])
+    least = scores <= scores.min(-1, keepdims=True) * (1 + 1e-9)
+    last = least.shape[-1] - 1
+    return _number(np.asarray(alphas)[last - least[..., ::-1].argmax(-1) if strong else least.argmax(-1)])

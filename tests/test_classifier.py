@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-import faast_sklearn.classifier as classifier_module
+import faast_sklearn.compiled as compiled_module
 from faast_sklearn import FaastClassifier
 from faast_sklearn.device import available_devices
 from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
@@ -226,14 +226,14 @@ def test_what_was_never_learnt_cannot_be_forgotten():
 @pytest.fixture
 def solves(monkeypatch):
     calls = []
-    solve = classifier_module.fast_weights
+    solve = compiled_module.fast_weights
 
     def counting(*args, **kwargs):
         calls.append(threading.get_ident())
         time.sleep(0.01)  # long enough for other threads to come in between
         return solve(*args, **kwargs)
 
-    monkeypatch.setattr(classifier_module, "fast_weights", counting)
+    monkeypatch.setattr(compiled_module, "fast_weights", counting)
     return calls
 
 

@@ -1,0 +1,263 @@
+"""Cross-validation along a path of regularisers from the statistics of the folds.
+
+A fold is left out by subtracting its moments from those of all rows, so one pass over the data and one
+eigendecomposition a fold give the held-out error at every strength, exactly as refitting would.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from sklearn.base import clone
+from sklearn.model_selection import check_cv
+
+from faast_sklearn.accumulation import accumulate_folds
+from faast_sklearn.candidates import CandidateMoments
+from faast_sklearn.errors import InputError
+from faast_sklearn.inputs import count_samples
+from faast_sklearn.solvers import decompose, pinv_filter, ridge_filter
+
+__all__ = ["AlphaPath", "alpha_path", "kfold_errors"]
+
+SCORINGS = ("neg_squared_error", "accuracy", "neg_log_loss")
+_RIDGE_ALPHAS = np.logspace(-4, 2, 25)
+_PINV_ALPHAS = np.linspace(0.1, 1.3, 25)
+
+
+def kfold_errors(folds, alphas, *, solver="ridge", intercept=True):
+    """Mean squared error of held-out one-hot targets, for each fold and strength, from moments alone.
+
+    For rows i of fold k it is ``Σᵢ ‖vᵢ − ŷᵢ‖² / nₖ`` with ``ŷ`` of the weights learnt from all other folds; with
+    G, X and t the second moments of the fold's keys and values about the means of the others,
+    ``nₖ · error = t − 2 tr WᵀX + tr WᵀGW``.
+
+    Parameters
+    ----------
+    folds : sequence of ClassMoments
+        Of disjoint rows; at least two.
+    alphas : array-like of shape (a,)
+        As in :func:`~faast_sklearn.solvers.solve_ridge` or ``solve_pinv``.
+    solver : {"ridge", "pinv"}, default="ridge"
+    intercept : bool, default=True
+
+    Returns
+    -------
+    ndarray of shape (n_folds, a)
+        At a cost of one eigendecomposition, O(d³), and O(d² min(a c, 2 d)) for each fold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.moments import ClassMoments
+    >>> from faast_sklearn.selection import kfold_errors
+    >>> X, y = np.random.default_rng(0).standard_normal((60, 3)), np.arange(60) % 2
+    >>> X[:, 0] += 3 * y
+    >>> folds = [ClassMoments.from_rows(X[i::3], y[i::3]) for i in range(3)]
+    >>> kfold_errors(folds, [0.01, 1.0, 100.0]).mean(0).round(2)
+    array([0.21, 0.23, 0.49])
+    """
+    alphas = np.asarray(alphas, dtype=np.float64)
+    total = sum(folds[1:], start=folds[0])
+    folds = [fold.reindexed(total.classes) for fold in folds]
+    return np.stack([_held_out_errors(total - fold, fold, alphas, solver, intercept) for fold in folds])
+
+
+def _held_out_errors(train, fold, alphas, solver, intercept):
+    train = train.reindexed(fold.classes)
+    scatter = train.scatter if intercept else train.scatter.about_origin()
+    spectrum = decompose(scatter)
+    values, vectors = spectrum.values, spectrum.vectors
+    if solver == "ridge":
+        strengths = torch.as_tensor(alphas * spectrum.mean_value, device=values.device)[:, None]
+        f = ridge_filter(values, strengths)
+    else:
+        f = pinv_filter(values, torch.as_tensor(train.weight**-alphas, device=values.device)[:, None])
+    learnt = vectors.T @ train.class_sums(centred=intercept).T  # (r, c)
+    counts = torch.as_tensor(fold.counts, device=values.device)
+    shares = torch.as_tensor(train.counts / train.weight * intercept, device=values.device)
+    origin = train.scatter.mean * intercept
+    # The fold's second moments of keys and values about what the others take for zero.
+    codes = torch.eye(len(counts), dtype=counts.dtype, device=counts.device) - shares
+    cross = (fold.class_sums(centred=False) - counts[:, None] * origin).T @ codes
+    total = float(counts @ codes.square().sum(1))
+    shift = fold.scatter.mean - origin
+    explained = f @ (learnt * (vectors.T @ cross)).sum(1)
+    a, c = len(alphas), learnt.shape[1]
+    if a * c < 2 * len(scatter.mean):
+        weights = vectors @ (f.T[:, :, None] * learnt[:, None, :]).reshape(-1, a * c)
+        spread = fold.scatter.squares(weights) + fold.weight * (shift @ weights).square()
+        quadratic = spread.reshape(a, c).sum(1)
+    else:
+        rotated = fold.scatter.quadratic(vectors)
+        tilt = shift @ vectors
+        rotated.addr_(tilt, tilt, alpha=fold.weight)
+        quadratic = ((f @ (rotated * (learnt @ learnt.T))) * f).sum(1)
+    return ((total - 2.0 * explained + quadratic) / fold.weight).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class AlphaPath:
+    """Cross-validated scores along a path of alphas.
+
+    Attributes
+    ----------
+    cv_results_ : dict
+        As of scikit-learn's ``GridSearchCV``: ``params``, ``param_alpha``, ``split{i}_test_score``,
+        ``mean_test_score``, ``std_test_score``, ``rank_test_score``; the strongest regulariser comes last.
+    scoring : str
+    n_splits_ : int
+    """
+
+    cv_results_: dict
+    scoring: str
+    n_splits_: int
+
+    @property
+    def best_index_(self):
+        """Position of the best mean score; of equals the strongest regulariser."""
+        return int(np.flatnonzero(self.cv_results_["rank_test_score"] == 1)[-1])
+
+    @property
+    def best_alpha_(self):
+        """The alpha of the best mean score."""
+        return float(self.cv_results_["param_alpha"][self.best_index_])
+
+    @property
+    def best_score_(self):
+        """The best mean score."""
+        return float(self.cv_results_["mean_test_score"][self.best_index_])
+
+
+def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_squared_error", sample_weight=None):
+    """Cross-validate a :class:`~faast_sklearn.FaastClassifier` at many alphas at the cost of one pass.
+
+    Parameters
+    ----------
+    estimator : FaastClassifier
+        Not changed; its ``alpha`` is ignored, all else counts.
+    X, y : samples and labels
+        As in ``fit``; not an iterator.
+    alphas : array-like of shape (a,), optional
+        Default: 25 from 1e-4 to 100, or from 0.1 to 1.3 with ``solver="pinv"``.
+    cv : int or splitter, default=5
+        Its test folds must be disjoint and cover all samples (KFold, StratifiedKFold, GroupKFold, ...): a fold is
+        left out by subtraction. An integer means stratified folds.
+    groups : array-like of shape (n,), optional
+        For splitters that need them.
+    scoring : {"neg_squared_error", "accuracy", "neg_log_loss"}, default="neg_squared_error"
+        The squared error of one-hot targets needs the statistics alone; the others look at the held-out samples
+        once more, at best from a cache.
+    sample_weight : array-like of shape (n,), optional
+
+    Returns
+    -------
+    AlphaPath
+
+    Raises
+    ------
+    InputError
+        If X is read only once or the folds overlap.
+    ValueError
+        If ``scoring`` is none of the three, an alpha is not finite and non-negative, or the estimator has
+        ``class_weight="balanced"`` or ``n_passes > 1``, which need all rows at once.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from faast_sklearn import FaastClassifier
+    >>> from faast_sklearn.selection import alpha_path
+    >>> path = alpha_path(FaastClassifier(), *load_digits(return_X_y=True), scoring="accuracy")
+    >>> path.cv_results_["mean_test_score"].shape, path.best_score_ > 0.9
+    ((25,), True)
+    """
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring must be one of {SCORINGS}, got {scoring!r}.")
+    default = _RIDGE_ALPHAS if estimator.solver == "ridge" else _PINV_ALPHAS
+    alphas = np.unique(np.asarray(default if alphas is None else alphas, dtype=np.float64))
+    if not len(alphas) or not np.isfinite(alphas).all() or alphas[0] < 0:
+        raise ValueError(f"alphas must be finite numbers of at least 0, got {alphas.tolist()}.")
+    n = count_samples(X)
+    if n is None:
+        raise InputError("X is read only once, so it cannot be split into folds; pass a list, an array or a dataset.")
+    fold_of, n_folds = _fold_of(check_cv(cv, y, classifier=True), n, y, groups)
+    worker = clone(estimator)
+    worker._check_params(partial=True)  # what cannot be taken away cannot be left out
+    source = worker._open_source(reset=True)
+    with worker._report(X, "alpha_path") as report:
+        how = {"maps": worker._maps(), "class_weight": worker.class_weight, "report": report}
+        folds = accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, **how)
+    total = sum(folds[1:], start=folds[0])
+    compiled = worker._compile_for(total)
+    g = compiled.fitted.map
+    # A map without its expansion is a part of one that was streamed.
+    folds = [dict(fold.choices(worker.expansion))[g] for fold in folds]
+    if scoring == "neg_squared_error":
+        scores = -kfold_errors(folds, alphas, solver=worker.solver, intercept=worker.fit_intercept)
+    else:
+        left_out = [_without(compiled, g, fold, alphas) for fold in folds]
+        with worker._report(X, "alpha_path") as report:
+            samples = source.samples(X)
+            with closing(source.stream(samples, report)) as stream:
+                scores = _score_held_out(stream, g, compiled.classes, y, sample_weight, fold_of, left_out, scoring)
+    return AlphaPath(_results(alphas, scores, worker.solver == "ridge"), scoring, n_folds)
+
+
+def _without(compiled, g, fold, alphas):
+    """Return readouts of all samples but those of a fold, one for each alpha, from one decomposition."""
+    train = CandidateMoments({g: dict(compiled.learnt.choices(compiled.settings.expansion))[g] - fold})
+    train.keep_spectra = True
+    settings = [replace(compiled.settings, alpha=float(alpha), expansion=None) for alpha in alphas]
+    return [compiled.refitted(train, setting).fitted.readout for setting in settings]
+
+
+def _score_held_out(stream, g, classes, y, sample_weight, fold_of, left_out, scoring):
+    """Return the mean score of each fold at each alpha."""
+    codes = np.searchsorted(classes, y)
+    weight = np.ones(len(fold_of)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    scores = np.zeros((len(left_out), len(left_out[0])))
+    for indices, features in stream:
+        for k in np.unique(fold_of[indices]):
+            at = np.flatnonzero(fold_of[indices] == k)
+            rows, w, code = g(features[at]), weight[indices[at]], codes[indices[at]]
+            for a, readout in enumerate(left_out[k]):
+                values = readout.scores(rows)
+                values = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+                if scoring == "accuracy":
+                    scores[k, a] += w @ (values.argmax(1) == code)
+                else:
+                    scores[k, a] += w @ readout.log_probabilities(values)[np.arange(len(code)), code]
+    return scores / np.bincount(fold_of, weights=weight)[:, None]
+
+
+def _fold_of(splitter, n, y, groups):
+    """Return the fold of each sample, and how many there are."""
+    fold_of = np.full(n, -1)
+    k = -1
+    for k, (_, test) in enumerate(splitter.split(np.zeros((n, 1)), y, groups)):
+        if (fold_of[test] >= 0).any():
+            raise InputError(
+                f"the test folds of {type(splitter).__name__} overlap; folds are left out by subtraction and must be "
+                "disjoint, as those of KFold, StratifiedKFold or GroupKFold are."
+            )
+        fold_of[test] = k
+    if (fold_of < 0).any() or k < 1:
+        raise InputError(
+            f"the test folds of {type(splitter).__name__} leave out {int((fold_of < 0).sum())} of {n} samples; each "
+            "sample must be held out once, as by KFold, StratifiedKFold or GroupKFold."
+        )
+    return fold_of, k + 1
+
+
+def _results(alphas, scores, ascending):
+    # The strongest comes last, so that ties go to it.
+    order = np.arange(len(alphas)) if ascending else np.arange(len(alphas))[::-1]
+    alphas, scores = alphas[order], scores[:, order]
+    mean = scores.mean(0)
+    results = {"params": [{"alpha": float(alpha)} for alpha in alphas], "param_alpha": np.ma.array(alphas)}
+    for k, row in enumerate(scores):
+        results[f"split{k}_test_score"] = row
+    # Equal up to rounding is equal.
+    rank = rankdata(-np.round(mean, 12), method="min").astype(np.int32)
+    return results | {"mean_test_score": mean, "std_test_score": scores.std(0), "rank_test_score": rank}
