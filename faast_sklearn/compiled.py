@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from faast_sklearn.feature_map import FeatureMap
 from faast_sklearn.moments import ClassMoments
+from faast_sklearn.novelty import ClassDirections
 from faast_sklearn.prior import choose_prior_strength, mixed_readout, value_readout, zero_shot_readout
 from faast_sklearn.readout import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.solvers import Solution, fast_weights, gcv_error
@@ -106,7 +107,7 @@ class Compiled:
     def __init__(self, learnt, classes, settings, values=None):
         self.learnt, self.classes = learnt, classes
         self.settings, self._values = settings, values
-        self._fitted = None
+        self._fitted = self._directions = None
         self._lock = threading.Lock()
 
     @property
@@ -116,6 +117,20 @@ class Compiled:
             if self._fitted is None:
                 self._fitted = self._solve()
             return self._fitted
+
+    @property
+    def directions(self):
+        """The class directions that novelty is measured against."""
+        fitted = self.fitted
+        if len(fitted.moments.classes) < 2:
+            raise NotFittedError(
+                "novelty is measured against the means of two classes or more; learn examples of them."
+            )
+        with self._lock:
+            if self._directions is None:
+                ridge = self.settings.solver == "ridge"
+                self._directions = ClassDirections(fitted.moments, fitted.solution.alpha if ridge else None)
+            return self._directions
 
     def refitted(self, learnt, settings):
         """Return what other moments and settings give, for the same classes and values."""
@@ -166,10 +181,11 @@ class Compiled:
         return LinearReadout(coef, intercept, readout.temperature)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        # A factor as large as the moments, and as quick to make again.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_directions")}
 
     def __setstate__(self, state):
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _directions=None, _lock=threading.Lock())
 
     def __deepcopy__(self, memo):
         return self  # nothing in it changes after the solve

@@ -1,0 +1,67 @@
+"""How unlike every learnt class a row is, from the moments alone."""
+
+import numpy as np
+import torch
+
+from faast_sklearn.solvers import fast_weights
+
+__all__ = ["ClassDirections"]
+
+
+class ClassDirections:
+    """Directions of the class means in the metric of the spread within classes.
+
+    The novelty of a row x is ``1 − maxₖ cos(x − m, mₖ − m)``, with the inner product ``⟨a, b⟩ = aᵀ (S + λ)⁻¹ b``: S is
+    the pooled within-class scatter, m the mean of all rows, λ the ridge penalty. It lies between 0, a row that is off
+    the centre towards a class, and 2. Unlike the distance to the nearest class mean it does not take a row for new
+    because it is long, nor for known because it is short.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        At least two classes.
+    alpha : float, optional
+        ``λ = alpha · trace(T) / d``; by default the one that generalised cross-validation takes for the ridge solve.
+
+    Notes
+    -----
+    O(d³ / 3) once and O(d²) a row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.moments import ClassMoments
+    >>> from faast_sklearn.novelty import ClassDirections
+    >>> X = np.array([[5.0, 0.1], [5.0, -0.1], [-5.0, 0.1], [-5.0, -0.1]])
+    >>> directions = ClassDirections(ClassMoments.from_rows(X, np.array([0, 0, 1, 1])), alpha=1e-3)
+    >>> directions.novelty(np.array([[4.0, 0.0], [0.0, 4.0]])).round(2).tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(self, moments, alpha=None):
+        if alpha is None:
+            alpha = fast_weights(moments).alpha
+        scatter, n = moments.scatter, moments.n_samples
+        matrix = scatter.matrix()
+        penalty = alpha * float(matrix.diagonal().sum()) / scatter.n_features
+        counts = torch.as_tensor(moments.counts, device=matrix.device)
+        offsets = moments.class_sums() / counts[:, None]
+        # A share of the scatter between classes counts as within, as in the discriminant: means of few rows are noisy.
+        kept = 1.0 - min(len(counts) / (5.0 * n), 1.0)
+        matrix -= kept * (offsets.T * counts) @ offsets
+        matrix.diagonal().add_(penalty + 1e-12 * float(matrix.diagonal().sum()))
+        self._factor = torch.linalg.cholesky(matrix)
+        whitened = self._whiten(offsets)
+        self._directions = whitened / whitened.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        self._mean = scatter.mean
+
+    def _whiten(self, rows):
+        return torch.linalg.solve_triangular(self._factor, rows.T, upper=False).T
+
+    def novelty(self, X):
+        """Return the novelty of rows of shape (n, d): an array of shape (n,) of their own kind."""
+        rows = torch.as_tensor(X, dtype=torch.float64, device=self._mean.device) - self._mean
+        rows = self._whiten(rows)
+        cosines = (rows @ self._directions.T) / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        scores = 1.0 - cosines.amax(1)
+        return scores.numpy() if isinstance(X, np.ndarray) else scores
