@@ -67,7 +67,8 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         times the work, and keeps the one of least cross-validation error.
     expansion : None, int or "auto", default=None
         Number M of random ReLU features that are added to the others, at O((d + M)²) a row: worth it from about a
-        hundred examples a class. "auto" keeps 1,000 of them if they lower the cross-validation error by one per cent.
+        hundred examples a class. "auto" keeps 1,000 of them if they lower the cross-validation error by a share
+        of ``0.01 + 0.2 / √N``.
     n_passes : int, default=1
         Passes of ``fit`` over the features at most. Each one after the first is a closed-form step on the
         likelihood; every fifth example of each class tells how many of them help. More than one holds the features

@@ -160,7 +160,7 @@ def test_options_are_checked_when_they_are_given():
         ("resnet50", "'timm:resnet50"),
         ("minilm-l6", "'bundled:minilm-l6'"),
         ("org/some-model", "'hf:org/some-model'"),
-        ("nope:x", "Prefixes: bundled:, hf:, timm:"),
+        ("nope:x", "Prefixes: bundled:, hf:, open_clip:, timm:"),
         ("timm:", "no name"),
         (3, "is int"),
     ],

@@ -3,8 +3,9 @@
     python examples/benchmarks/accuracy.py [--photos DIR] [--draws 6] [--output docs/accuracy.md]
 
 The data are those of ``auto_alpha.py``. Logistic regression is given the best of seven C *in hindsight*, chosen on
-the test data in each cell anew, for accuracy and log-loss apart; its seconds are those of all seven fits, and without the
-cross-validation that an honest choice would take. The SGD probe is scikit-learn's, twenty epochs on standardised features.
+the test data in each cell anew, for accuracy and log-loss apart; its seconds are those of all seven fits, and without
+the cross-validation that an honest choice would take. The SGD probe is scikit-learn's, twenty epochs on standardised
+features.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def main():
                 continue
             draws = args.draws if shots is not None and shots <= 16 else max(args.draws // 3, 1)
             r = cell(X, y, n_test, shots, draws)
-            shown = [f"{r[n][0]:.1f} / {r[n][1]:.3f} / {r[n][2]:.2g}".replace(" / nan", " / –") for n in names]
+            shown = [f"{r[n][0]:.1f} / {r[n][1]:.3f} / {r[n][2]:.2g}".replace(" / nan", " / -") for n in names]
             say(f"| {shots or 'all'} | " + " | ".join(shown) + " |")
             best = max(r["best-C logistic"][0], r["SGD probe"][0])
             gaps.append([r[n][0] - best for n in ("auto", "expansion", "all auto")])

@@ -7,12 +7,18 @@ import re
 
 from faast_sklearn.backbones.bundled import BundledBackbone
 from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
+from faast_sklearn.backbones.open_clip_models import OpenClipBackbone
 from faast_sklearn.backbones.timm_models import TimmBackbone
 from faast_sklearn.errors import BackboneError
 
 __all__ = ["language_opener_of", "list_backbones", "opener_of", "options_of", "prefixes", "register_backbone"]
 
-_BUILT_IN = {"bundled": BundledBackbone, "hf": HuggingFaceBackbone, "timm": TimmBackbone}
+_BUILT_IN = {
+    "bundled": BundledBackbone,
+    "hf": HuggingFaceBackbone,
+    "open_clip": OpenClipBackbone,
+    "timm": TimmBackbone,
+}
 _registered = dict(_BUILT_IN)
 
 
@@ -88,8 +94,9 @@ def list_backbones(pattern="*", *, available_only=True):
     Returns
     -------
     list of str
-        Bundled weights, timm models with pretrained weights (which are downloaded when opened),
-        and the names that registered backbones offer. ``"hf:NAME_OR_PATH"`` cannot be enumerated.
+        Bundled weights, timm and, where it is installed, open_clip models with pretrained weights (which are
+        downloaded when opened), and the names that registered backbones offer. ``"hf:NAME_OR_PATH"``
+        cannot be enumerated.
 
     Examples
     --------
