@@ -122,6 +122,7 @@ def _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared)
         key = _same_rows((source.digest(samples), str(source.device)), classes, codes, weight, maps)
     found = _recent.get(key)
     if found is not None:
+        source.check_width(found.n_features)
         report.add(len(samples))
         return found
     moments = None

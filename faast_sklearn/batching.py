@@ -15,7 +15,7 @@ from faast_sklearn.inputs import name_sample
 from faast_sklearn.loading import Loader
 from faast_sklearn.progress import Report
 
-__all__ = ["stream_features"]
+__all__ = ["first_batch_size", "in_running_order", "stream_features"]
 
 _logger = logging.getLogger("faast_sklearn")
 
@@ -27,7 +27,7 @@ _ceilings_lock = threading.Lock()
 _AHEAD = 2
 
 
-def stream_features(backbone, samples, *, batch_size="auto", verbose=0, description="", report=None):
+def stream_features(backbone, samples, *, batch_size="auto", verbose=0, description="", report=None, positions=None):
     """Run a backbone over samples and yield their features batch by batch.
 
     Samples are read and collated in threads, a few batches ahead of the model, which runs in the calling
@@ -51,11 +51,13 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     report : Report, default=None
         Counts samples and cut texts over several streams; its owner closes it. By default one for this
         stream alone, which warns at the end of the stream.
+    positions : ndarray of int, default=None
+        Run these samples only; by default all.
 
     Yields
     ------
     indices : ndarray of int, shape (b,)
-        Positions in ``samples``; over the whole stream each occurs once.
+        Positions in ``samples``; over the whole stream each that was asked for occurs once.
     features : torch.Tensor, shape (b, n_features)
         On the backbone's device (or what else its ``forward`` returns). They are checked while the next batch runs,
         so that an error about the samples of one batch may come with the next one, or at the end.
@@ -88,36 +90,79 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     >>> [(idx.tolist(), F.ravel().tolist()) for idx, F in stream_features(Mean(), np.eye(3))]
     [([0, 1], [0.333..., 0.333...]), ([2], [0.333...])]
     """
-    if batch_size == "auto":
-        size = backbone.default_batch_size
-    elif isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool) and batch_size > 0:
-        size = int(batch_size)
-    else:
-        raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}.")
+    size = first_batch_size(backbone, batch_size)
     with _ceilings_lock:
         size = min(size, _ceilings.get(backbone.shares_memory_with, size))
-    stream = _Stream(backbone, samples, size, level=logging.INFO if batch_size == "auto" else logging.WARNING)
+    positions = np.arange(len(samples)) if positions is None else np.asarray(positions)
+    level = logging.INFO if batch_size == "auto" else logging.WARNING
+    stream = _Stream(backbone, samples, positions, size, level)
     if report is not None:
         return stream.run(report)
     return _run_alone(stream, verbose, description)
 
 
+def first_batch_size(backbone, batch_size):
+    """Return the number of samples of a pass while none has been too many.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    batch_size : int or "auto"
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If it is neither ``"auto"`` nor a positive integer.
+    """
+    if isinstance(batch_size, str) and batch_size == "auto":
+        return backbone.default_batch_size
+    if isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool) and batch_size > 0:
+        return int(batch_size)
+    raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}.")
+
+
+def in_running_order(backbone, samples, positions):
+    """Sort positions as they are run: texts longest first, everything else as it comes.
+
+    Texts of like length then share a batch, so little of it is padding, and what does not fit fails first.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    samples : sequence
+    positions : ndarray of int, shape (m,)
+
+    Returns
+    -------
+    ndarray of int, shape (m,)
+    """
+    if backbone.modality != "text":
+        return positions
+    lengths = (backbone.sort_key(backbone.load(samples[int(i)])) for i in positions)
+    return positions[np.argsort(-np.fromiter(lengths, dtype=np.int64, count=len(positions)), kind="stable")]
+
+
 def _run_alone(stream, verbose, description):
-    with Report(verbose=verbose, description=description, total=len(stream.samples)) as report:
+    with Report(verbose=verbose, description=description, total=len(stream.positions)) as report:
         yield from stream.run(report)
 
 
 class _Stream:
     """One pass of a backbone over samples."""
 
-    def __init__(self, backbone, samples, size, level):
+    def __init__(self, backbone, samples, positions, size, level):
         self.backbone = backbone
         self.samples = samples
+        self.positions = positions
         self.size = size
         self.level = level
 
     def run(self, report):
-        order = self._order()
+        order = in_running_order(self.backbone, self.samples, self.positions)
         unchecked = None
         following = 0  # where the next batch to prepare starts in order
         ahead = deque()
@@ -148,15 +193,6 @@ class _Stream:
                 yield indices, features
             if unchecked is not None:
                 self._raise_if_bad(*unchecked)
-
-    def _order(self):
-        n = len(self.samples)
-        if self.backbone.modality != "text":
-            return np.arange(n)
-        # Texts of like length share a batch, so little of it is padding, and what does not fit fails first.
-        backbone, samples = self.backbone, self.samples
-        lengths = np.fromiter((backbone.sort_key(backbone.load(samples[i])) for i in range(n)), dtype=np.int64, count=n)
-        return np.argsort(-lengths, kind="stable")
 
     def _refuse_cut(self, indices, batch):
         if self.backbone.truncation != "error" or batch.lengths is None or batch.limit is None:

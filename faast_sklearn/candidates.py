@@ -73,6 +73,12 @@ class CandidateMoments:
         """The moments of the first map; labels and counts are those of every map."""
         return next(iter(self.moments.values()))
 
+    @property
+    def n_features(self):
+        """Number of features d, before they are mapped."""
+        g, moments = next(iter(self.moments.items()))
+        return moments.n_features - g.expansion
+
     def choices(self, expansion):
         """List what the solve may choose from, simplest first.
 

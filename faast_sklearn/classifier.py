@@ -474,8 +474,7 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         classes = union_of_labels(learnt.first.classes, self.__dict__.get("_declared", np.array([])))
         values = self._class_values(classes)
         if values is not None and (self.prior_strength != 0.0 or not learnt.first.n_rows):
-            g, moments = next(iter(learnt.moments.items()))
-            width = moments.n_features - g.expansion
+            width = learnt.n_features
             if values.vectors.shape[1] != width:
                 raise InputError(
                     f"a prior compares features with values, but there are {width} features and the values are "

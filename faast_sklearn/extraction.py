@@ -1,6 +1,7 @@
 """Samples to features: what every estimator with a frozen backbone shares in front of the moments."""
 
 import copy
+import hashlib
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -10,40 +11,19 @@ from sklearn.utils.validation import validate_data
 
 from faast_sklearn.backbones import as_handle
 from faast_sklearn.batching import stream_features
+from faast_sklearn.cache import as_cache
+from faast_sklearn.cached_stream import stream_cached
 from faast_sklearn.device import moments_device, resolve_device
 from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.inputs import as_samples, count_samples
 from faast_sklearn.progress import Report
+from faast_sklearn.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
+from faast_sklearn.sources import is_dataset
 
-__all__ = ["FrozenBackboneMixin", "unit_rows"]
+__all__ = ["FrozenBackboneMixin"]
 
 # Rows of ready features handled at once, where X is far larger than what is computed from it.
 _SLICE_ROWS = 16384
-
-
-def unit_rows(X):
-    """Scale rows to unit L2 norm in float64; zero rows stay zero.
-
-    Parameters
-    ----------
-    X : ndarray or torch.Tensor of shape (n, d)
-
-    Returns
-    -------
-    ndarray or torch.Tensor of shape (n, d), float64
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from faast_sklearn.extraction import unit_rows
-    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-    [[0.6, 0.8], [0.0, 0.0]]
-    """
-    X = X.astype(np.float64, copy=False) if isinstance(X, np.ndarray) else X.to(torch.float64)
-    largest = abs(X).max(1) if isinstance(X, np.ndarray) else abs(X).amax(1)
-    X = X / (largest + (largest == 0))[:, None]  # squares neither overflow nor vanish
-    norm = (X * X).sum(1) ** 0.5
-    return X / (norm + (norm == 0))[:, None]
 
 
 class _PlainSource:
@@ -88,6 +68,13 @@ class _PlainSource:
             report.add(len(rows))
             yield np.arange(start, start + len(rows)), rows
 
+    def check_width(self, n_features):
+        """Accept the width: that of X was checked with its columns."""
+
+    def digest(self, samples):
+        """Return a digest of the rows; equal ones are the same rows in the same order."""
+        return digest_of_rows(samples)
+
 
 class _BackboneSource:
     """Raw samples that a frozen backbone turns into features."""
@@ -99,12 +86,18 @@ class _BackboneSource:
         # A module in memory may give another width for other samples, so only its own batches tell.
         self.n_features = self.backbone.n_features if handle.module is None else None
         self.estimator, self.reset = estimator, reset
+        self.cache = as_cache(getattr(estimator, "cache", None))
+        self._in_memory = handle.module is not None
+        self._keys = (None, None)  # samples and their keys
         if reset and "n_features_in_" in estimator.__dict__:
             del estimator.n_features_in_
-        self._check_width(self.n_features)
+        self.check_width(self.n_features)
 
-    def _check_width(self, n_features):
-        """Hold the number of features against what was learnt; a module in memory tells it with its first batch."""
+    def check_width(self, n_features):
+        """Hold the number of features against what was learnt; a module in memory tells it with its first batch.
+
+        To be called by whoever learns from what is remembered of the same samples, instead of streaming them.
+        """
         estimator = self.estimator
         if n_features is None:
             return
@@ -131,11 +124,27 @@ class _BackboneSource:
         """Yield indices and features batch by batch, on the device where moments are kept."""
         device = moments_device(self.device)
         size = self.estimator.batch_size
-        with closing(stream_features(self.backbone, samples, batch_size=size, report=report)) as stream:
+        if self.cache is None:
+            stream = stream_features(self.backbone, samples, batch_size=size, report=report)
+        else:
+            keys = self.keys(samples)
+            stream = stream_cached(self.cache, keys, self.backbone, samples, batch_size=size, report=report)
+        with closing(stream):
             for indices, features in stream:
-                self._check_width(features.shape[1])
+                self.check_width(features.shape[1])
                 self.reset = False
                 yield indices, features.to(device)
+
+    def keys(self, samples):
+        """Return the cache key of each sample; each sample is read for it."""
+        if self._keys[0] is not samples:
+            fingerprint = backbone_fingerprint(self.backbone, self._in_memory)
+            self._keys = (samples, sample_keys(samples, self.backbone, fingerprint))
+        return self._keys[1]
+
+    def digest(self, samples):
+        """Return a digest of samples and backbone; equal ones have the same features in the same order."""
+        return hashlib.sha256(b"".join(self.keys(samples))).hexdigest()
 
     def probe(self, samples):
         """Return the number of features, from the first sample if the backbone cannot say."""
@@ -161,7 +170,7 @@ class _First:
 
 def _is_table(X):
     """Whether X can only be rows of numbers: it has at most two axes and is no list of arrays or tensors."""
-    if isinstance(X, torch.Tensor):
+    if isinstance(X, torch.Tensor) or is_dataset(X):
         return False
     if hasattr(X, "shape"):
         return len(X.shape) <= 2
@@ -214,6 +223,7 @@ class FrozenBackboneMixin:
     """
 
     def _open_source(self, reset):
+        as_cache(getattr(self, "cache", None))  # refused also where there is no backbone to use it
         if self.backbone is None:
             return _PlainSource(self, reset)
         return _BackboneSource(self, reset)

@@ -8,7 +8,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.extraction import FrozenBackboneMixin, unit_rows
+from faast_sklearn.extraction import FrozenBackboneMixin
+from faast_sklearn.feature_map import unit_rows
 
 __all__ = ["BackboneFeatures"]
 
@@ -32,6 +33,8 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
         ``None`` takes the best there is.
     dtype : "auto", str or torch.dtype, default="auto"
         bfloat16 on GPUs that have it, float32 elsewhere.
+    cache : None, "memory", directory or FeatureCache, default=None
+        Where features are kept, so that each sample is encoded once; see :class:`~faast_sklearn.FeatureCache`.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -57,12 +60,15 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
     (2, 3)
     """
 
-    def __init__(self, backbone, *, normalize=False, batch_size="auto", device=None, dtype="auto", verbose=0):
+    def __init__(
+        self, backbone, *, normalize=False, batch_size="auto", device=None, dtype="auto", cache=None, verbose=0
+    ):
         self.backbone = backbone
         self.normalize = normalize
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.cache = cache
         self.verbose = verbose
 
     def fit(self, X=None, y=None):

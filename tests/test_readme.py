@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/user_guide.md",
+    "docs/caching.md",
     "docs/language_models.md",
     "docs/backbones.md",
     "docs/how_it_works.md",

@@ -6,7 +6,6 @@ preprocessing that belongs to it. Estimators never hold one; they hold a
 """
 
 import contextlib
-import hashlib
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -16,9 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.errors import BackboneError
 
 __all__ = ["Backbone", "Batch", "frozen", "publish"]
+
+# Attributes of a backbone that its features do not depend on, or that change while it runs.
+_DECIDE_NOTHING = ("default_batch_size", "device", "license", "n_features", "source")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Backbone(ABC):
         The module itself.
     settings : tuple
         What else decides the features (preprocessing, pooling, length); part of
-        :meth:`fingerprint`.
+        :meth:`fingerprint`, as all attributes are.
 
     Examples
     --------
@@ -147,28 +150,17 @@ class Backbone(ABC):
         return torch.isfinite(output).all(dim=1)
 
     def fingerprint(self):
-        """Return a digest of everything that decides the features, for caches on disk.
+        """Return a digest of everything that decides the features, for caches.
 
-        Covers the class, settings, precision and weights. Of each tensor its shape, its sum and
-        at most 1,024 evenly spaced entries are read, so that large models cost little.
+        Covers the class, its attributes (settings, preprocessing, tokeniser), precision, the module's code and its
+        weights; :mod:`~faast_sklearn.backbones.fingerprints` says how. The device does not count.
 
         Returns
         -------
         str
         """
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((type(self).__qualname__, self.modality, self.settings, str(self.dtype))).encode())
-        if self.module is not None:
-            with torch.inference_mode():
-                for name, tensor in self.module.state_dict().items():
-                    if not isinstance(tensor, torch.Tensor):
-                        continue
-                    flat = tensor.detach().reshape(-1)
-                    some = flat[:: max(1, flat.numel() // 1024)].cpu().double()
-                    wide = torch.float32 if flat.device.type == "mps" else torch.float64  # MPS has no float64
-                    digest.update(f"{name}{tuple(tensor.shape)}{flat.sum(dtype=wide).item()}".encode())
-                    digest.update(some.numpy().tobytes())
-        return digest.hexdigest()
+        state = {name: value for name, value in vars(self).items() if name not in _DECIDE_NOTHING}
+        return fingerprint(type(self), self.modality, self.truncation, self.settings, self.dtype, state)
 
 
 _flags_lock = threading.Lock()
