@@ -64,6 +64,33 @@ def test_image_benchmark_prints_ratios(tmp_path):
         assert fit / bare == pytest.approx(ratio, rel=0.2, abs=0.02)
 
 
+def test_few_shot_benchmark_prints_ratios_and_equal_accuracies(tmp_path):
+    small = ("--rows", 400, "--features", 64, "--episodes", 20, "--looped", 10, "--repeats", 1, "--threads", 1)
+    out = start("benchmarks/few_shot.py", *small, cwd=tmp_path)
+    assert "equal accuracies: True" in out
+
+
+def test_selection_benchmark_prints_ratios_and_equal_errors(tmp_path):
+    small = ("--rows", 1000, "--features", 40, "--classes", 4, "--repeats", 1)
+    out = start("benchmarks/selection.py", *small, cwd=tmp_path)
+    assert float(re.search(r"eigendecompositions\): ([\d.]+)", out)[1]) > 0
+    assert float(re.search(r"scikit-learn's Ridge: (\S+)", out)[1]) < 1e-8
+
+
+def test_accuracy_and_novelty_benchmarks_print_tables(tmp_path):
+    out = start("benchmarks/accuracy.py", "--sets", 1, "--draws", 1, cwd=tmp_path)
+    rows = re.findall(r"^\| (\w+) \| (.+) \|$", out, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == ["shots", "1", "2", "5", "16", "64", "all"]
+    columns = rows[0][1].split(" | ")
+    for _, row in rows[1:]:
+        cells = dict(zip(columns, row.split(" | "), strict=True))
+        assert float(cells["auto"].split(" / ")[0]) > float(cells["paper"].split(" / ")[0])
+    out = start("benchmarks/novelty.py", "--sets", 1, "--draws", 1, cwd=tmp_path)
+    areas = re.findall(r"^\| digits, pixels \| \w+ \| ([\d.]+) \| [\d.]+ \| ([\d.]+) \|$", out, flags=re.MULTILINE)
+    assert len(areas) == 6
+    assert sum(float(ours) > float(probability) for probability, ours in areas) >= 5
+
+
 @pytest.fixture
 def pairs(tmp_path):
     """A table of pairs in the tiny models' words: the answer is the question's last word twice."""

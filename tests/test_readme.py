@@ -18,6 +18,7 @@ DOCUMENTS = (
     "README.md",
     "docs/user_guide.md",
     "docs/caching.md",
+    "docs/model_selection.md",
     "docs/language_models.md",
     "docs/backbones.md",
     "docs/how_it_works.md",
@@ -74,6 +75,16 @@ def test_user_guide_runs(stand_ins):
     np.testing.assert_allclose(left["together"].coef_, whole.coef_, rtol=1e-6, atol=1e-9)
     assert left["together"].classes_.tolist() == ["cat", "dog"]
     assert (stand_ins / "classifier.joblib").is_file()
+
+
+def test_model_selection_guide_runs():
+    left = run("docs/model_selection.md")
+    assert left["zero_shot"].predict(["a ripe banana", "a fast train"]).tolist() == ["fruit", "vehicle"]
+    assert left["ours"].mean > 0.85
+
+
+def test_caching_guide_runs():
+    run("docs/caching.md")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ features.
 """
 
 import argparse
+import itertools
 import time
 import warnings
 
@@ -71,6 +72,7 @@ def main():
     parser.add_argument("--photos", help="an image folder, one folder a class")
     parser.add_argument("--draws", type=int, default=6, help="draws up to 16 shots; a third of it beyond")
     parser.add_argument("--output", help="append the tables to this Markdown file")
+    parser.add_argument("--sets", type=int, help="only so many sets of data; the first is pixels of digits")
     args = parser.parse_args()
     lines = []
 
@@ -79,7 +81,7 @@ def main():
         lines.append(line)
 
     gaps = []
-    for name, X, y, n_test in datasets(args.photos):
+    for name, X, y, n_test in itertools.islice(datasets(args.photos), args.sets):
         names = [n for n, _ in methods(1)] + ["best-C logistic"]
         say(f"\n{name}: {X.shape[0]} x {X.shape[1]}, {len(np.unique(y))} classes, {len(CS)} values of C\n")
         say("| shots | " + " | ".join(names) + " |")
