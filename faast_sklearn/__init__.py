@@ -6,7 +6,7 @@ language model a task, and ``BackboneFeatures`` gives the features alone. ``back
 """
 
 from faast_sklearn.backbones import backbone, list_backbones, register_backbone, release_backbones
-from faast_sklearn.cache import FeatureCache
+from faast_sklearn.caching import FeatureCache
 from faast_sklearn.classifier import FaastClassifier
 from faast_sklearn.features import BackboneFeatures
 from faast_sklearn.merging import merge

@@ -11,13 +11,13 @@ from sklearn.utils.validation import validate_data
 
 from faast_sklearn.backbones import as_handle
 from faast_sklearn.batching import stream_features
-from faast_sklearn.cache import as_cache
-from faast_sklearn.cached_stream import stream_cached
+from faast_sklearn.caching import as_cache
+from faast_sklearn.caching.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
+from faast_sklearn.caching.stream import stream_cached
 from faast_sklearn.device import moments_device, resolve_device
 from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.inputs import as_samples, count_samples
 from faast_sklearn.progress import Report
-from faast_sklearn.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
 from faast_sklearn.sources import is_dataset
 
 __all__ = ["FrozenBackboneMixin"]

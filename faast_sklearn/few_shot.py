@@ -152,8 +152,8 @@ def _scores(estimator, X, y, episodes, n_jobs):
             estimator._check_params(partial=False)
             settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "normalize", "fit_intercept")}
             return solve_episodes(_features(clone(estimator), X), episodes, **settings)
-        if estimator.backbone is not None and estimator.values == "text":
-            # Class names go through the backbone too, so it must stay; then a cache sees each sample once.
+        if estimator.backbone is not None and estimator._has_values():
+            # Class names and the scale of logits are the backbone's, so it must stay; a cache sees each sample once.
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)
         elif estimator.backbone is not None:
             X, estimator = _features(clone(estimator), X), clone(estimator).set_params(backbone=None, cache=None)

@@ -190,7 +190,8 @@ def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_
         folds = accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, **how)
     total = sum(folds[1:], start=folds[0])
     compiled = worker._compile_for(total)
-    g = compiled.fitted.map
+    maps = [g for g, _ in total.choices(worker.expansion)]
+    g = maps[0] if len(maps) == 1 else compiled.fitted.map  # only a choice needs the solve
     # A map without its expansion is a part of one that was streamed.
     folds = [dict(fold.choices(worker.expansion))[g] for fold in folds]
     if scoring == "neg_squared_error":

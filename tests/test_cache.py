@@ -25,12 +25,10 @@ from faast_sklearn import (
     FeatureCache,
     as_indexable,
     backbone,
-    directory_store,
-    sample_keys,
 )
 from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.backbones.modules import ModuleBackbone
-from faast_sklearn.cache import as_cache
+from faast_sklearn.caching import as_cache, directory_store, sample_keys
 from faast_sklearn.errors import InputError, NonFiniteError, TruncationWarning
 from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.progress import Report

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from faast_sklearn import BackboneFeatures, FaastClassifier, episodes
+from faast_sklearn import BackboneFeatures, FaastClassifier, FeatureCache, episodes
 from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.few_shot import FewShotResult, few_shot_score, sample_episodes
 from faast_sklearn.solvers import Spectrum, decompose, solve_spectrum
@@ -312,3 +312,23 @@ def test_problems_solved_together_are_solved_as_each_alone(solver, alpha):
     np.testing.assert_allclose(together.weights, torch.stack([s.weights for s in alone]), rtol=0, atol=1e-12)
     np.testing.assert_allclose(together.df, [s.df for s in alone])
     np.testing.assert_allclose(np.broadcast_to(together.alpha, 5), [s.alpha for s in alone])
+
+
+@pytest.mark.parametrize("kind", ["text", "dict", "array"])
+def test_class_values_keep_the_backbone_and_encode_once(kind, tiny_folder):
+    rng = np.random.default_rng(["text", "dict", "array"].index(kind))  # moments of the same rows are remembered
+    names = np.array(["cat", "dog", "sat"])
+    y = names[np.arange(24) % 3]
+    X = rng.integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+    values = {"text": "text", "dict": dict(zip(names, names, strict=True)), "array": rng.standard_normal((3, 16))}[kind]
+    cache = FeatureCache()
+    clf = FaastClassifier(tiny_folder("clip"), values=values, prior_strength=3.0, cache=cache)
+    if kind == "array":
+        width = FaastClassifier(tiny_folder("clip")).fit(X, y).n_features_in_
+        clf.set_params(values=rng.standard_normal((3, width)))
+    result = few_shot_score(clf, X, y, n_way=3, n_shot=2, n_query=3, n_episodes=4, random_state=0)
+    drawn = sample_episodes(y, n_way=3, n_shot=2, n_query=3, n_episodes=4, random_state=0)
+    assert cache.misses == len(np.unique(np.concatenate([drawn.support.ravel(), drawn.query.ravel()])))
+    support, query = (part.reshape(4, -1) for part in drawn[:2])
+    for score, learnt, asked in zip(result.scores, support, query, strict=True):
+        assert score == clone(clf).fit(X[learnt], y[learnt]).score(X[asked], y[asked])

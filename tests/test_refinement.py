@@ -92,28 +92,31 @@ def test_passes_help_where_there_are_many_examples():
 def test_passes_are_refused_by_data_that_they_do_not_help():
     """Rows of pure noise: every step only fits them."""
     rng = np.random.default_rng(0)
-    rows, y = rng.standard_normal((60, 40)), np.arange(60) % 3
+    rows, y = rng.standard_normal((900, 40)), np.arange(900) % 3
     clf = FaastClassifier(n_passes=4).fit(rows, y)
     assert clf.n_passes_ == 1
     np.testing.assert_allclose(clf.coef_, FaastClassifier().fit(rows, y).coef_, atol=1e-9)
 
 
 def test_few_rows_take_no_pass():
-    clf = FaastClassifier(n_passes=4).fit(X[:20], Y[:20])
+    clf = FaastClassifier(n_passes=4).fit(X[:400], Y[:400])
     assert clf.n_passes_ == 1
+    np.testing.assert_allclose(clf.coef_, FaastClassifier().fit(X[:400], Y[:400]).coef_, atol=1e-9)
     assert FaastClassifier(n_passes=4).fit(X[:3], np.zeros(3, int)).predict(X[:2]).tolist() == [0, 0]
 
 
 def test_weights_count_as_copies_in_the_steps():
-    rows, codes = X[:300], Y[:300]
-    weight = (np.arange(300) % 3).astype(float)
-    copies = np.repeat(np.arange(300), weight.astype(int))
+    n = 1200
+    rows, codes = X[:n], Y[:n]
+    weight = (np.arange(n) % 3).astype(float)
+    copies = np.repeat(np.arange(n), weight.astype(int))
     moments = ClassMoments.from_rows(rows[copies], codes[copies])
     start = discriminant_readout(fast_weights(moments, alpha=1.0), moments)
     (_, a), _ = refine(start, moments, 1.0, lambda at: rows[at], codes, weight, 1)
     (_, b), _ = refine(start, moments, 1.0, lambda at: rows[copies][at], codes[copies], None, 1)
     np.testing.assert_allclose(a.coef, b.coef, atol=1e-9)
     zero = FaastClassifier(n_passes=3).fit(rows, codes, weight)
+    assert zero.n_passes_ > 1
     kept = weight > 0
     same = FaastClassifier(n_passes=3).fit(rows[kept], codes[kept], weight[kept])
     np.testing.assert_allclose(zero.coef_, same.coef_, atol=1e-9)

@@ -5,8 +5,8 @@ import os
 import threading
 from pathlib import Path
 
-from faast_sklearn.directory_store import DirectoryStore
-from faast_sklearn.feature_stores import MemoryStore
+from faast_sklearn.caching.directory_store import DirectoryStore
+from faast_sklearn.caching.memory_store import MemoryStore
 
 __all__ = ["FeatureCache", "as_cache"]
 
@@ -140,7 +140,7 @@ def as_cache(cache):
 
     Examples
     --------
-    >>> from faast_sklearn.cache import as_cache
+    >>> from faast_sklearn.caching.feature_cache import as_cache
     >>> as_cache("memory") is as_cache("memory")
     True
     """

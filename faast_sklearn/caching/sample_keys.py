@@ -76,7 +76,7 @@ def sample_keys(samples, backbone, fingerprint):
     --------
     >>> import torch
     >>> from faast_sklearn.backbones import backbone
-    >>> from faast_sklearn.sample_keys import sample_keys
+    >>> from faast_sklearn.caching.sample_keys import sample_keys
     >>> opened = backbone(torch.nn.Identity()).open("cpu")
     >>> one, other, again = sample_keys([torch.ones(2), torch.zeros(2), torch.ones(2)], opened, "identity")
     >>> one == again, one == other
@@ -196,7 +196,7 @@ def digest_of_rows(X, threads=None):
     Examples
     --------
     >>> import numpy as np
-    >>> from faast_sklearn.sample_keys import digest_of_rows
+    >>> from faast_sklearn.caching.sample_keys import digest_of_rows
     >>> X = np.arange(6.0).reshape(3, 2)
     >>> digest_of_rows(X) == digest_of_rows(np.asfortranarray(X)), digest_of_rows(X) == digest_of_rows(X[::-1])
     (True, False)

@@ -10,8 +10,8 @@ import weakref
 import zlib
 from pathlib import Path
 
+from faast_sklearn.caching.owners import exclusively, forsake, is_alive, process_owner
 from faast_sklearn.errors import InputError
-from faast_sklearn.owners import exclusively, forsake, is_alive, process_owner
 
 __all__ = ["DirectoryStore"]
 
@@ -35,7 +35,7 @@ _forking = []  # stores whose locks the thread that forks holds
 
 
 class DirectoryStore:
-    """Rows in one SQLite file, with the methods of :class:`~faast_sklearn.feature_stores.MemoryStore`.
+    """Rows in one SQLite file, with the methods of :class:`~faast_sklearn.caching.memory_store.MemoryStore`.
 
     Each row is committed by itself, with a checksum. A damaged row is taken for absent and removed, a damaged file is
     put aside and begun anew, both with a logged warning. If it cannot be used (the disk is full, another process holds
