@@ -18,6 +18,7 @@ from faast_sklearn.candidates import CandidateMoments, candidate_maps
 from faast_sklearn.compiled import Compiled, Settings
 from faast_sklearn.errors import ForgetError, InputError
 from faast_sklearn.extraction import FrozenBackboneMixin
+from faast_sklearn.inputs import count_samples
 from faast_sklearn.refinement import refine_while_it_helps
 from faast_sklearn.targets import check_labels, union_of_labels
 from faast_sklearn.values import check_values, class_values
@@ -403,7 +404,7 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
                 self._declared = np.array([])
             source = self._open_source(reset)
             compiled, steps = None, 0
-            if X is None and self._has_values():
+            if X is None and y is not None:
                 learnt = self._from_names(source, y)
             else:
                 with self._report(X, "partial_fit" if partial else "fit") as report:
@@ -449,6 +450,10 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
 
     def _from_names(self, source, names):
         """Return moments of nothing, and declare the classes to tell apart zero-shot."""
+        if not self._has_values():
+            raise InputError("X is None; pass samples, or values='text' (or vectors) to start from class names alone.")
+        if not count_samples(names):
+            raise InputError("y is empty; pass the names of the classes, or samples and their labels.")
         self._declared = union_of_labels(self._declared, np.unique(check_labels(names, "y")))
         width = getattr(source, "n_features", None)
         if width is None:

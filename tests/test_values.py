@@ -255,5 +255,8 @@ def test_values_that_do_not_fit_are_refused(params, error, message):
 def test_numbers_are_no_names(tiny_folder, images):
     with pytest.raises(InputError, match="'its name'"):
         FaastClassifier(tiny_folder("clip"), values="text").fit(images[0], np.arange(36) % 3)
-    with pytest.raises(InputError, match="X is None"):
-        FaastClassifier(tiny_folder("clip")).fit(None, NAMES)
+    for spec in (None, tiny_folder("clip")):
+        with pytest.raises(InputError, match="X is None; pass samples, or values='text'"):
+            FaastClassifier(spec).fit(None, NAMES)
+    with pytest.raises(InputError, match="y is empty"):
+        FaastClassifier(tiny_folder("clip"), values="text").fit(None, [])

@@ -56,16 +56,16 @@ def docstrings(per_package=700):
     return texts, np.array(labels)
 
 
-def datasets(photos):
+def datasets(photos, cache=None):
     digits = load_digits()
     images = np.repeat((digits.images / 16 * 255).astype(np.uint8)[..., None], 3, axis=3)
     yield "digits, pixels", digits.data.astype(np.float32), digits.target, 600
-    vision = BackboneFeatures("bundled:efficientnet-lite0", verbose=1)
+    vision = BackboneFeatures("bundled:efficientnet-lite0", cache=cache, verbose=1)
     yield "digits, EfficientNet", vision.fit(images).transform(images), digits.target, 600
     texts, labels = docstrings()
     yield (
         "docstrings, MiniLM",
-        BackboneFeatures("bundled:minilm-l6", verbose=1).fit(texts).transform(texts),
+        BackboneFeatures("bundled:minilm-l6", cache=cache, verbose=1).fit(texts).transform(texts),
         labels,
         2000,
     )
