@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from joblib.externals.loky import get_reusable_executor
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
@@ -130,6 +131,7 @@ def test_a_search_never_copies_a_module(how):
 @pytest.mark.parametrize("spec", ["bundled:minilm-l6", None])
 def test_a_parallel_search_equals_a_serial_one_and_opens_once_a_worker(spec):
     X, y = (TEXTS, TOPICS) if spec else (ROWS, DIGITS)
+    get_reusable_executor().shutdown(wait=True)  # workers of other tests have opened what those needed
     clf, grid = FaastClassifier(spec, device="cpu"), {"alpha": [0.1, 1.0, "auto"]}
     scoring = {"accuracy": "accuracy", "openings": openings}
     search = GridSearchCV(clf, grid, cv=2, n_jobs=2, scoring=scoring, refit="accuracy", error_score="raise").fit(X, y)

@@ -19,6 +19,7 @@ DOCUMENTS = (
     "docs/user_guide.md",
     "docs/caching.md",
     "docs/model_selection.md",
+    "docs/accuracy.md",
     "docs/language_models.md",
     "docs/backbones.md",
     "docs/how_it_works.md",
