@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 
+from faast_sklearn.errors import InputError
 from faast_sklearn.feature_map import EXPANSION, FeatureMap
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.solvers import decompose
@@ -109,6 +110,11 @@ class CandidateMoments:
 
     def _combined(self, other, operation):
         shared = [g for g in self.moments if g in other.moments]
+        if not shared:
+            raise InputError(
+                f"what was learnt went through {list(self.moments)} and this through {list(other.moments)}; normalize "
+                "and expansion stay as they are between fit, partial_fit, forget and merge."
+            )
         return CandidateMoments({g: operation(self.moments[g], other.moments[g]) for g in shared})
 
     def __add__(self, other):

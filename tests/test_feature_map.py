@@ -132,6 +132,17 @@ def test_other_settings_are_refused(params, message):
         FaastClassifier(**params).fit(X, Y)
 
 
+def test_maps_may_not_change_between_calls():
+    clf = FaastClassifier().fit(X[:50], Y[:50])
+    before = clf.predict_proba(X)
+    for params in ({"normalize": True}, {"normalize": False, "expansion": 5}):
+        clf.set_params(**params)
+        for call in (clf.partial_fit, clf.forget):
+            with pytest.raises(InputError, match="normalize and expansion stay"):
+                call(X[:20], Y[:20])
+        np.testing.assert_array_equal(clf.predict_proba(X), before)
+
+
 def test_candidates_add_up():
     maps = candidate_maps("auto", 5)
     codes, classes = np.unique(Y[:80], return_inverse=True)[::-1]
