@@ -221,6 +221,9 @@ def test_a_child_does_not_keep_its_dead_parent_alive(tmp_path):
             print(name, flush=True)
             while os.getppid() == parent:
                 time.sleep(0.01)
+            end = time.monotonic() + 20  # until it is waited for, the dead process is still listed
+            while is_alive(Path({str(tmp_path)!r}), name) and time.monotonic() < end:
+                time.sleep(0.01)
             print(is_alive(Path({str(tmp_path)!r}), name), flush=True)
             sys.stdin.readline()
             os._exit(0)
