@@ -27,8 +27,8 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="new interpreters would take most of the time"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
-# Forks of a server that has imported what they need and computed nothing: a fork of this process, whose threads may have
-# computed, would wait for threads that it does not have.
+# Forks of a server that has imported what they need and computed nothing: a fork of this process, whose threads may
+# have computed, would wait for threads that it does not have.
 CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 if hasattr(os, "fork"):
     CONTEXT.set_forkserver_preload(["faast_sklearn", "sklearn.datasets"])
