@@ -13,7 +13,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from faast_sklearn.readout import LinearReadout, draw_scores, score_readout
+from faast_sklearn.readout import LinearReadout, draw_scores, score_readout, trust_in_left_out
 
 __all__ = ["choose_prior_strength", "mixed_readout", "prior_weight", "value_readout", "zero_shot_readout"]
 
@@ -126,7 +126,7 @@ def choose_prior_strength(learned, moments, values, seen):
         O(d² c) for each of 25 strengths, and O(c) for each of 2,000 draws and 17 temperatures.
     """
     default = _A_CLASS * len(values.vectors)
-    trust = _trust(moments)
+    trust = trust_in_left_out(moments)
     if learned.left_out is None or trust == 0.0:
         return default
     learned = _for_all(learned, seen, len(values.vectors))
@@ -135,13 +135,6 @@ def choose_prior_strength(learned, moments, values, seen):
         for strength in _STRENGTHS
     ]
     return float(_STRENGTHS[int(np.argmin(losses))] ** trust * default ** (1.0 - trust))
-
-
-def _trust(moments):
-    """Return how far left-out moments are believed: 0 with one row a class, near 1 with many."""
-    c = len(moments.classes)
-    spare = max(moments.n_samples - c, 0.0)
-    return spare / (spare + 3.0 * c)
 
 
 def _for_all(learned, seen, c):
@@ -188,4 +181,4 @@ class _Mixture:
 
     def temperature(self):
         """Return the temperature of the least expected loss, as far as left-out moments are believed."""
-        return _TEMPERATURES[int(np.argmin(self.losses()))] ** _trust(self.moments)
+        return _TEMPERATURES[int(np.argmin(self.losses()))] ** trust_in_left_out(self.moments)

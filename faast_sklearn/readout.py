@@ -21,7 +21,14 @@ import scipy.optimize
 import scipy.special
 import torch
 
-__all__ = ["LinearReadout", "discriminant_mixing", "discriminant_readout", "draw_scores", "score_readout"]
+__all__ = [
+    "LinearReadout",
+    "discriminant_mixing",
+    "discriminant_readout",
+    "draw_scores",
+    "score_readout",
+    "trust_in_left_out",
+]
 
 # Draws that stand for the distribution of left-out scores; fixed, so that results repeat.
 _N_DRAWS = 2000
@@ -204,6 +211,13 @@ def _inflation(solution, moments, intercept):
     return 1.0 / (1.0 - min((solution.df + intercept) / moments.n_samples, 1.0 - 1e-3))
 
 
+def trust_in_left_out(moments):
+    """Return how far left-out moments are believed: 0 with one row a class, near 1 with many."""
+    c = len(moments.classes)
+    spare = max(moments.n_samples - c, 0.0)
+    return spare / (spare + 3.0 * c)
+
+
 def draw_scores(means, covariance):
     """Draw scores of left-out rows of each class in turn, always the same.
 
@@ -242,8 +256,7 @@ def _temperature(means, covariance, fitted, log_prior, moments):
     if not np.isfinite(margin) or margin <= 0:
         return 1.0
     prior = (4.0 + 7.0 * np.log2(c / 2)) / 3.0 / margin
-    spare = max(moments.n_samples - c, 0.0)
-    trust = spare / (spare + 3.0 * c)
+    trust = trust_in_left_out(moments)
     if trust == 0.0:
         return float(prior)
     scores, classes = draw_scores(means, covariance)

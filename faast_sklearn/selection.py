@@ -190,14 +190,14 @@ def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_
         folds = accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, **how)
     total = sum(folds[1:], start=folds[0])
     compiled = worker._compile_for(total)
-    maps = [g for g, _ in total.choices(worker.expansion)]
-    g = maps[0] if len(maps) == 1 else compiled.fitted.map  # only a choice needs the solve
+    choices = dict(total.choices(worker.expansion))
+    g = next(iter(choices)) if len(choices) == 1 else compiled.fitted.map  # only a choice needs the solve
     # A map without its expansion is a part of one that was streamed.
     folds = [dict(fold.choices(worker.expansion))[g] for fold in folds]
     if scoring == "neg_squared_error":
         scores = -kfold_errors(folds, alphas, solver=worker.solver, intercept=worker.fit_intercept)
     else:
-        left_out = [_without(compiled, g, fold, alphas) for fold in folds]
+        left_out = [_readouts(compiled, g, choices[g] - fold, alphas) for fold in folds]
         with worker._report(X, "alpha_path") as report:
             samples = source.samples(X)
             with closing(source.stream(samples, report)) as stream:
@@ -205,9 +205,9 @@ def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_
     return AlphaPath(_results(alphas, scores, worker.solver == "ridge"), scoring, n_folds)
 
 
-def _without(compiled, g, fold, alphas):
-    """Return readouts of all samples but those of a fold, one for each alpha, from one decomposition."""
-    train = CandidateMoments({g: dict(compiled.learnt.choices(compiled.settings.expansion))[g] - fold})
+def _readouts(compiled, g, moments, alphas):
+    """Return the readouts of moments through a map, one for each alpha, from one decomposition."""
+    train = CandidateMoments({g: moments})
     train.keep_spectra = True
     settings = [replace(compiled.settings, alpha=float(alpha), expansion=None) for alpha in alphas]
     return [compiled.refitted(train, setting).fitted.readout for setting in settings]
