@@ -131,7 +131,7 @@ class CandidateMoments:
         return int(16 * (np.minimum(d, rows) * d).sum())
 
     def __getstate__(self):
-        return self.moments
+        return list(self.moments.items())  # skops writes no dict with such keys
 
-    def __setstate__(self, moments):
-        self.__init__(moments)
+    def __setstate__(self, pairs):
+        self.__init__(dict(pairs))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
+from faast_sklearn.conditioning import warn_if_ill_conditioned
 from faast_sklearn.feature_map import FeatureMap
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.novelty import ClassDirections
@@ -121,6 +122,13 @@ class Compiled:
             return self._fitted
 
     @property
+    def n_features(self):
+        """Number of features d, before they are mapped."""
+        if self._fitted is None:
+            return self.learnt.n_features
+        return self._fitted.readout.coef.shape[1] - self._fitted.map.expansion
+
+    @property
     def directions(self):
         """The class directions that novelty is measured against."""
         fitted = self.fitted
@@ -154,6 +162,14 @@ class Compiled:
             g, moments = next(iter(self.learnt.moments.items()))
             return Fitted(g, moments, None, zero_shot_readout(values, moments.n_features), np.inf)
         g, moments, solution = fit_moments(self.learnt, settings)
+        warn_if_ill_conditioned(
+            solution.condition,
+            moments.scatter,
+            moments.n_samples,
+            solver=settings.solver,
+            alpha=solution.alpha,
+            intercept=settings.intercept,
+        )
         discriminant = settings.solver == "ridge" and settings.intercept
         seen = np.searchsorted(self.classes, moments.classes)
         if values is not None and (settings.prior_strength == 0.0 or not discriminant):

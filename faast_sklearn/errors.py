@@ -6,6 +6,7 @@ Each error is also the built-in type that scikit-learn users already catch (``Va
 
 __all__ = [
     "BackboneError",
+    "ConditionWarning",
     "DeviceError",
     "FaastError",
     "ForgetError",
@@ -14,6 +15,8 @@ __all__ = [
     "NonFiniteError",
     "NotFittedWarning",
     "OutOfMemoryError",
+    "SavedFileError",
+    "SavedFileWarning",
     "TruncationWarning",
     "UnknownBackboneError",
 ]
@@ -53,6 +56,18 @@ class DeviceError(FaastError, RuntimeError):
 
 class OutOfMemoryError(FaastError, MemoryError):
     """Not even one sample fits into the device's memory."""
+
+
+class SavedFileError(FaastError, ValueError):
+    """A file cannot be written or read as a saved estimator; the message says what is wrong with it."""
+
+
+class SavedFileWarning(UserWarning):
+    """A saved estimator meets other library versions or another backbone than it was saved with."""
+
+
+class ConditionWarning(UserWarning):
+    """Rounding may reach the scores; the message names the condition number, the likely reason and the remedy."""
 
 
 class TruncationWarning(UserWarning):

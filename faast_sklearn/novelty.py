@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from faast_sklearn.conditioning import LEAST_SPREAD, regular_factor
 from faast_sklearn.solvers import fast_weights
 
 __all__ = ["ClassDirections"]
@@ -41,27 +42,33 @@ class ClassDirections:
     def __init__(self, moments, alpha=None):
         if alpha is None:
             alpha = fast_weights(moments).alpha
-        scatter, n = moments.scatter, moments.n_samples
-        matrix = scatter.matrix()
-        penalty = alpha * float(matrix.diagonal().sum()) / scatter.n_features
-        counts = torch.as_tensor(moments.counts, device=matrix.device)
-        offsets = moments.class_sums() / counts[:, None]
+        scatter, n = moments.scatter.significant(), moments.n_samples
+        matrix, counts = scatter.matrix(), torch.as_tensor(moments.counts, device=scatter.device)
+        sums = moments.class_sums()
+        offsets = sums / counts[:, None]
+        trace = float(matrix.diagonal().sum())
+        if trace > LEAST_SPREAD:
+            matrix /= trace
+        else:
+            offsets = torch.zeros_like(offsets)  # nothing has a direction
         # A share of the scatter between classes counts as within, as in the discriminant: means of few rows are noisy.
         kept = 1.0 - min(len(counts) / (5.0 * n), 1.0)
-        matrix -= kept * (offsets.T * counts) @ offsets
-        matrix.diagonal().add_(penalty + 1e-12 * float(matrix.diagonal().sum()))
-        self._factor = torch.linalg.cholesky(matrix)
-        whitened = self._whiten(offsets)
-        self._directions = whitened / whitened.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        root = offsets * (counts[:, None] ** 0.5 / max(trace, LEAST_SPREAD) ** 0.5)
+        matrix -= kept * root.T @ root
+        matrix.diagonal().add_(alpha / scatter.n_features + 1e-12 * float(matrix.diagonal().sum()))
+        self._factor = regular_factor(matrix)
+        self._directions = self._whiten(offsets)
         self._mean = scatter.mean
 
     def _whiten(self, rows):
-        return torch.linalg.solve_triangular(self._factor, rows.T, upper=False).T
+        """Return the directions of rows in the metric, of unit length; those of none stay zero."""
+        # Squares neither overflow nor vanish.
+        rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        rows = torch.linalg.solve_triangular(self._factor, rows.T, upper=False).T
+        return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
     def novelty(self, X):
         """Return the novelty of rows of shape (n, d): an array of shape (n,) of their own kind."""
         rows = torch.as_tensor(X, dtype=torch.float64, device=self._mean.device) - self._mean
-        rows = self._whiten(rows)
-        cosines = (rows @ self._directions.T) / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        scores = 1.0 - cosines.amax(1)
+        scores = 1.0 - (self._whiten(rows) @ self._directions.T).amax(1)
         return scores.numpy() if isinstance(X, np.ndarray) else scores

@@ -172,7 +172,9 @@ class _Mixture:
         moments = self.moments
         total = moments.scatter.quadratic(torch.as_tensor(self._outer.T, device=moments.scatter.device)).cpu().numpy()
         centred = (moments.means - moments.mean) @ self._outer.T
-        within = (total - (centred.T * moments.counts) @ centred) / max(moments.weight - len(moments.classes), 1.0)
+        rows = moments.n_samples
+        within = (total - (centred.T * moments.counts) @ centred) / moments.weight
+        within *= rows / max(rows - len(moments.classes), 1.0)
         scores, classes = draw_scores(self._left_out, within)
         share = (moments.counts / moments.counts.sum())[classes]
         right = scores[np.arange(len(scores)), self.seen[classes]]

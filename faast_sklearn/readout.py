@@ -66,6 +66,10 @@ class LinearReadout:
     left_out: np.ndarray | None = None
     inflation: float = 1.0
 
+    def __post_init__(self):
+        # The last digit of a product depends on how its factors lie in memory; one that was saved and loaded must not.
+        object.__setattr__(self, "coef", np.ascontiguousarray(self.coef))
+
     def scores(self, X):
         """Return the scores of rows, computed in float64 where X is.
 
@@ -151,10 +155,10 @@ def discriminant_mixing(fitted, counts, rows):
     mixing = n * ((vectors / kept[..., None, :]) @ np.swapaxes(vectors, -1, -2)) / np.outer(root, root)
     mixing -= mixing.mean(axis=-1, keepdims=True)
     centre = fitted.mean(axis=-2)
-    norms = np.einsum("...kj,...jk->...k", fitted - centre[..., None, :], mixing)
+    norms = np.maximum(np.einsum("...kj,...jk->...k", fitted - centre[..., None, :], mixing), 0.0)
     rows = np.maximum(np.maximum(counts, rows), 1.0)
     reliability = (rows - 1.0) / (rows + 5.0)
-    shrunk = norms.mean(axis=-1, keepdims=True) ** (1.0 - reliability) * np.maximum(norms, 0.0) ** reliability
+    shrunk = norms.mean(axis=-1, keepdims=True) ** (1.0 - reliability) * norms**reliability
     mixing *= np.sqrt(np.divide(shrunk, norms, out=np.ones_like(norms), where=norms > 0))[..., None, :]
     return mixing, -0.5 * shrunk - np.einsum("...j,...jk->...k", centre, mixing)
 
@@ -201,9 +205,11 @@ def _left_out_scores(solution, moments, fitted, intercept):
     left_out = targets - (targets - fitted) * inflation
     # The scatter of the scores about their mean, less what lies between the classes.
     total = _host64(moments.scatter.quadratic(solution.weights))
-    centred = fitted - counts @ fitted / n
-    within = total - (centred.T * counts) @ centred
-    return left_out, _symmetric(within) / max(n - c, 1.0) * inflation**2
+    centred = fitted - (counts / n) @ fitted
+    within = (total - (centred.T * counts) @ centred) / n
+    # Weights that sum to something else than the number of rows make the spread neither wider nor narrower.
+    rows = moments.n_samples
+    return left_out, _symmetric(within) * (rows / max(rows - c, 1.0)) * inflation**2
 
 
 def _inflation(solution, moments, intercept):
@@ -281,4 +287,11 @@ def _temperature(means, covariance, fitted, log_prior, moments):
     else:
         found = scipy.optimize.brentq(lambda x: slope(np.log(prior) + x), -span, span, xtol=1e-9)
     found = round(found / _TAU_STEP) * _TAU_STEP
-    return float(prior * np.exp(trust * (found + np.log(_SLACK))))
+    tau, slack = prior * np.exp(trust * found), _SLACK**trust
+    # The slack leaves the mean of a rare class to it: one row beside 100,000 has a long way to go against its share.
+    gaps = np.diagonal(means)[:, None] - means
+    off = ~np.eye(c, dtype=bool)
+    apart = (gaps > 0).all(axis=1, where=off)
+    needed = np.divide(log_prior - log_prior[:, None], gaps, out=np.zeros_like(gaps), where=off & apart[:, None])
+    needed = needed.max(axis=1)
+    return float(max(slack * tau, min(tau, 1.25 * needed[needed <= tau].max(initial=0.0))))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from faast_sklearn.candidates import CandidateMoments
+from faast_sklearn.conditioning import regular_factor
 
 __all__ = ["held_out_rows", "refine", "refine_while_it_helps"]
 
@@ -135,10 +136,10 @@ def refine(readout, moments, alpha, rows, codes, weight, n_steps, held_out=None)
         Weighted log-loss of each held-out row under each; empty without them. O(n d c) a step, and one Cholesky
         factorisation, O(d³ / 3).
     """
-    scatter = moments.scatter
+    scatter = moments.scatter.significant()
     matrix = scatter.matrix()
     matrix.diagonal().add_(_PENALTY * alpha * scatter.trace() / scatter.n_features)
-    factor = torch.linalg.cholesky(matrix)
+    factor = regular_factor(matrix)
     readouts, losses = [readout], []
     for step in range(n_steps + (held_out is not None)):
         gradient, residual, fisher, loss = _one_pass(readouts[-1], rows, codes, weight, held_out)

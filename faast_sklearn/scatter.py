@@ -116,6 +116,11 @@ class Scatter:
         return self._dense is None and self._n_pending < self.n_features
 
     @property
+    def is_factored(self):
+        """Whether all of T is factor rows, however many."""
+        return self._dense is None
+
+    @property
     def _n_pending(self):
         return sum(len(f) for f in self._factors)
 
@@ -171,6 +176,17 @@ class Scatter:
         """Return the statistics of the first ``d`` features alone."""
         dense = None if self._dense is None else self._dense[:d, :d]
         return Scatter(self.weight, self.mean[:d], dense, [f[:, :d] for f in self._factors])._folded()
+
+    def significant(self):
+        """Return the scatter with features that are constant but for rounding, 4 units of their mean, as constant."""
+        variances = self.variances()
+        noise = self.weight * (2.0**-51 * self.mean).square()
+        clear = (variances > 0) & (variances <= noise)
+        if not bool(clear.any()):
+            return self
+        kept = (~clear).to(self.mean.dtype)
+        dense = None if self._dense is None else self._dense * kept * kept[:, None]
+        return Scatter(self.weight, self.mean, dense, [f * kept for f in self._factors])
 
     def to(self, device):
         """Return the same statistics on ``device``."""

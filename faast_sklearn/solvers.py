@@ -18,10 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from faast_sklearn.conditioning import LEAST_SPREAD, condition_estimate, safe_condition
+
 __all__ = [
     "Solution",
     "Spectrum",
     "above_rounding",
+    "condition_of",
     "decompose",
     "fast_weights",
     "gcv_error",
@@ -91,12 +94,24 @@ class Solution:
         The regulariser that was used, in the unit of the solver that used it.
     method : {"cholesky", "eigh"}
         The factorisation that gave the weights.
+    condition : float or torch.Tensor of shape (...)
+        Condition number of the problem that was solved: ``(λ_max + penalty) / (λ_min + penalty)`` for ridge, ``λ_max``
+        to the smallest eigenvalue kept for truncation; at least 1. Directions that were dropped because their
+        eigenvalue is zero up to rounding do not count. "cholesky" drops none, and gives an estimate.
     """
 
     weights: torch.Tensor
     df: float
     alpha: float
     method: str
+    condition: float
+
+    def __getstate__(self):
+        # On the host and without torch, so that it loads anywhere.
+        return {**self.__dict__, "weights": self.weights.cpu().numpy()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, weights=torch.from_numpy(np.array(state["weights"])))
 
 
 def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spectrum_of=None):
@@ -131,7 +146,7 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spect
     >>> np.allclose(solution.weights, np.linalg.pinv(K) @ np.eye(2))
     True
     """
-    scatter = moments.scatter if intercept else moments.scatter.about_origin()
+    scatter = moments.scatter.significant() if intercept else moments.scatter.about_origin()
     cross = moments.class_sums(centred=intercept).T
     if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small and spectrum_of is None:
         solution = solve_cholesky(scatter, cross, alpha)
@@ -172,14 +187,14 @@ def solve_spectrum(spectrum, cross, counts, *, solver="ridge", alpha="auto", int
     weight = counts.sum()
     n_samples = weight if n_samples is None else n_samples
     if alpha == "auto":
-        total = float(weight - intercept * (counts**2).sum() / weight)
+        total = float(weight - intercept * (counts * (counts / weight)).sum())
         if solver == "ridge":
             alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
         else:
             alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, intercept=intercept)
     if solver == "ridge":
         return solve_ridge(spectrum, cross, alpha)
-    return solve_pinv(spectrum, cross, alpha, weight)
+    return solve_pinv(spectrum, cross, alpha, n_samples)
 
 
 def decompose(scatter):
@@ -217,7 +232,7 @@ def decompose(scatter):
 
 
 def above_rounding(values, n_features):
-    """Say which eigenvalues of a positive semidefinite matrix are more than rounding.
+    """Say which eigenvalues of a positive semidefinite matrix are more than rounding, and than underflow.
 
     Parameters
     ----------
@@ -230,7 +245,11 @@ def above_rounding(values, n_features):
     -------
     torch.Tensor of bool, shape (..., r)
     """
-    return values > values[..., -1:].clamp(min=0) * n_features * torch.finfo(torch.float64).eps
+    # Rounding was seen to reach three units of the largest eigenvalue where d is small and N is not.
+    largest = values[..., -1:].clamp(min=0)
+    rounding = (largest * max(n_features, 8) * torch.finfo(torch.float64).eps).clamp(min=LEAST_SPREAD)
+    # A negative eigenvalue is rounding itself, more of it where many rows were forgotten, and of either sign.
+    return values > torch.maximum(rounding, -4.0 * values[..., :1])
 
 
 def ridge_filter(values, penalty):
@@ -328,7 +347,27 @@ def solve_pinv(spectrum, cross, alpha, n_samples):
 
 def _filtered(spectrum, cross, f, alpha):
     weights = spectrum.vectors @ (f[..., None] * (spectrum.vectors.mT @ cross))
-    return Solution(weights, _number((spectrum.values * f).sum(-1)), _number(alpha), "eigh")
+    df = _number((spectrum.values * f).sum(-1))
+    return Solution(weights, df, _number(alpha), "eigh", _number(condition_of(f)))
+
+
+def condition_of(f):
+    """Return the condition number of what a spectral filter inverts, among the directions that it keeps.
+
+    Parameters
+    ----------
+    f : torch.Tensor of shape (..., r)
+        Of :func:`ridge_filter` or :func:`pinv_filter`: one over what is inverted, 0 for what is dropped.
+
+    Returns
+    -------
+    torch.Tensor of shape (...)
+        At least 1; 1 where nothing is kept.
+    """
+    if not f.shape[-1]:
+        return f.new_ones(f.shape[:-1])
+    most = f.amax(-1)
+    return torch.where(most > 0, most / f.masked_fill(f <= 0, torch.inf).amin(-1), 1.0)
 
 
 def _number(x):
@@ -356,8 +395,9 @@ def solve_cholesky(scatter, cross, alpha):
     Returns
     -------
     Solution or None
-        At a cost of O(d³/3); None where the matrix is not positive definite in float64, so that the caller
-        takes the eigendecomposition instead.
+        At a cost of O(d³/3); None where the matrix is not positive definite in float64 or so ill-conditioned that
+        digits of the scores are at stake, so that the caller takes the eigendecomposition instead, which tells
+        small eigenvalues from rounding.
     """
     d = scatter.n_features
     penalty = alpha * scatter.trace() / d
@@ -366,12 +406,15 @@ def solve_cholesky(scatter, cross, alpha):
     factor, info = torch.linalg.cholesky_ex(matrix)
     # A pivot at the level of rounding says that digits are gone although the factorisation went through.
     pivots = factor.diagonal()
-    if int(info) or float(pivots.min() / pivots.max()) ** 2 < 1e-13:
+    if int(info) or not penalty > LEAST_SPREAD or float(pivots.min() / pivots.max()) ** 2 < 1e-13:
+        return None
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype, device=factor.device), upper=False)
+    condition = condition_estimate(matrix, inverse)
+    if condition > safe_condition(scatter.weight):
         return None
     weights = torch.cholesky_solve(cross, factor)
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype, device=factor.device), upper=False)
     df = d - penalty * float((inverse * inverse).sum())
-    return Solution(weights, max(df, 0.0), float(alpha), "cholesky")
+    return Solution(weights, max(df, 0.0), float(alpha), "cholesky", condition)
 
 
 def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDGE_ALPHAS, prior=None):
@@ -458,7 +501,7 @@ def gcv_error(solution, moments, intercept=True):
     """
     scatter = moments.scatter if intercept else moments.scatter.about_origin()
     cross = moments.class_sums(centred=intercept).T
-    total = float(moments.counts.sum() - intercept * (moments.counts**2).sum() / moments.weight)
+    total = float(moments.counts.sum() - intercept * (moments.counts * (moments.counts / moments.weight)).sum())
     rss = total - 2.0 * float((solution.weights * cross).sum()) + float(scatter.squares(solution.weights).sum())
     left = 1.0 - (solution.df + float(intercept)) / moments.n_samples
     return max(rss, 0.0) / moments.n_samples / max(left, 1e-3) ** 2
@@ -469,8 +512,12 @@ def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strength
     values = spectrum.values
     if not values.shape[-1]:
         return np.full((*values.shape[:-1], strengths.shape[-2]), np.inf)
-    power = (spectrum.vectors.mT @ cross).square().sum(-1)
-    f = spectral_filter(values[..., None, :], strengths)
+    # Fourth powers of features would leave float64 early, so everything is in units of the largest eigenvalue, or of
+    # the power of four near it, which leaves all digits as they are.
+    root = torch.exp2((torch.log2(values[..., -1:].clamp(min=LEAST_SPREAD)) / 2).round())
+    power = (spectrum.vectors.mT @ cross / root[..., None]).square().sum(-1)
+    f = spectral_filter(values[..., None, :], strengths).mul_(root[..., None]).mul_(root[..., None])
+    values = values / root / root
     # Products over the spectrum instead of sums of products: the filters of all candidates are the largest array.
     sums = f @ torch.stack([values, 2.0 * power], -1)
     df, explained = sums[..., 0], sums[..., 1]

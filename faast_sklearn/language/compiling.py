@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from faast_sklearn.conditioning import warn_if_ill_conditioned
 from faast_sklearn.language.calibration import (
     Held,
     best_weights,
@@ -17,7 +18,14 @@ from faast_sklearn.language.calibration import (
 )
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.observing import token_moments
-from faast_sklearn.language.solving import ALPHAS, associative_weights, curvature, key_spectrum, residual_directions
+from faast_sklearn.language.solving import (
+    ALPHAS,
+    associative_weights,
+    curvature,
+    key_condition,
+    key_spectrum,
+    residual_directions,
+)
 
 __all__ = ["Compiled", "Learnt", "compile_weights"]
 
@@ -44,6 +52,8 @@ class Compiled:
         That of the vocabulary's shift; 0 for targets without.
     held_out_loss : float or None
         Negative log-likelihood a token on held-out tokens, at these strengths; None where nothing was held out.
+    condition : float or None
+        Condition number of the solve for the keys of the output memory; None where no weights were solved for.
     """
 
     weights: FastWeights
@@ -51,6 +61,7 @@ class Compiled:
     memory_weight: float
     shift_weight: float = 0.0
     held_out_loss: float | None = None
+    condition: float | None = None
 
 
 def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False):
@@ -122,18 +133,24 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
             strengths, losses = (0.0, 0.0), before
         loss = float(losses.mean())
     first, second = strengths
-    weights = FastWeights("residual", None)
+    weights, condition = FastWeights("residual", None), None
     if first or second:
         if hold_out and parts:
             learnt, spectrum = parts[0].learnt, spectra[0]
         else:
             learnt, spectrum = output, key_spectrum(output.memory)
         found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.logit_scale)
+        condition = key_condition(spectrum, learnt.n_tokens, solver, alpha)
+        _warn(condition, learnt.memory, solver, alpha)
         reader, shift = found.reader[:, None], second * found.shift[None]
         weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))
     if base is not None:
         weights = base.plus(weights)
-    return Compiled(weights, float(alpha), float(first), float(second), loss)
+    return Compiled(weights, float(alpha), float(first), float(second), loss, condition)
+
+
+def _warn(condition, memory, solver, alpha):
+    warn_if_ill_conditioned(condition, memory.keys, memory.weight, solver=solver, alpha=alpha, intercept=False)
 
 
 def _few(output, among):
@@ -154,7 +171,9 @@ def _embedding(lm, moments, solver, alpha, memory_weight, among):
         memory_weight, loss = interpolation_weight(lm, held) if held else (0.9, None)
     if memory_weight == 0:
         return Compiled(FastWeights("embedding", None), solution.alpha, 0.0, 0.0, loss)
-    return Compiled(_interpolating(lm, solution, memory_weight), solution.alpha, float(memory_weight), 0.0, loss)
+    _warn(solution.condition, moments.output.memory, solver, solution.alpha)
+    weights = _interpolating(lm, solution, memory_weight)
+    return Compiled(weights, solution.alpha, float(memory_weight), 0.0, loss, solution.condition)
 
 
 def _published(lm, moments, alpha, memory_weight):
@@ -168,7 +187,8 @@ def _published(lm, moments, alpha, memory_weight):
         middle.append(Middle(layer, _cast(lm, W @ projection.to(W).T)))
     weights = _interpolating(lm, solution, weight)
     weights = FastWeights("embedding", weights.update, middle=tuple(middle))
-    return Compiled(weights, float(alpha), float(weight))
+    _warn(solution.condition, moments.output.memory, "pinv", alpha)
+    return Compiled(weights, float(alpha), float(weight), condition=solution.condition)
 
 
 def _interpolating(lm, solution, weight):

@@ -21,9 +21,26 @@ from dataclasses import dataclass
 import torch
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.solvers import decompose, gcv_pinv, gcv_ridge, pinv_filter, solve_pinv, solve_ridge
+from faast_sklearn.solvers import (
+    condition_of,
+    decompose,
+    gcv_pinv,
+    gcv_ridge,
+    pinv_filter,
+    ridge_filter,
+    solve_pinv,
+    solve_ridge,
+)
 
-__all__ = ["ALPHAS", "Directions", "associative_weights", "curvature", "key_spectrum", "residual_directions"]
+__all__ = [
+    "ALPHAS",
+    "Directions",
+    "associative_weights",
+    "curvature",
+    "key_condition",
+    "key_spectrum",
+    "residual_directions",
+]
 
 # Candidates of alpha="auto" for the residual target; few and many tokens want the ends.
 ALPHAS = {"ridge": (0.01, 0.1, 1.0), "pinv": (0.3, 0.5, 0.8)}
@@ -32,6 +49,7 @@ _POWER = 1.5
 _STEP = 2.0  # so that weights near one are best for thousands of tokens
 _CONSTANT = 1e-4
 _PSEUDOCOUNT = 1 / 3
+_LEAST_ALPHA = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +70,25 @@ class Directions:
 def key_spectrum(memory):
     """Decompose the scatter of a memory's keys about the origin; O(d³), or O(n² d) while tokens are fewer."""
     return decompose(memory.keys.about_origin())
+
+
+def key_condition(spectrum, n_tokens, solver, alpha):
+    """Return the condition number of what :func:`residual_directions` inverts on the side of the keys.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+    n_tokens : float
+    solver, alpha
+        As in :func:`residual_directions`.
+
+    Returns
+    -------
+    float
+    """
+    if solver == "pinv":
+        return float(condition_of(pinv_filter(spectrum.values, float(n_tokens) ** -alpha)))
+    return float(condition_of(ridge_filter(spectrum.values, max(alpha, _LEAST_ALPHA) * spectrum.mean_value)))
 
 
 def associative_weights(memory, solver, alpha):
@@ -140,7 +177,7 @@ def residual_directions(moments, spectrum, factor, solver, alpha, logit_scale=1.
     if solver == "pinv":
         f = pinv_filter(values, float(n) ** -alpha)
     else:
-        alpha = max(alpha, 1e-12)
+        alpha = max(alpha, _LEAST_ALPHA)
         f = alpha ** (_POWER - 1) * (values / mean + alpha) ** -_POWER / mean
     gradient = spectrum.vectors.T @ (moments.memory.cross / n)
     left = spectrum.vectors @ (f[:, None] * gradient)
