@@ -10,6 +10,7 @@ from faast_sklearn.caching import FeatureCache
 from faast_sklearn.classifier import FaastClassifier
 from faast_sklearn.features import BackboneFeatures
 from faast_sklearn.merging import merge
+from faast_sklearn.persistence.saving import load, save
 from faast_sklearn.seq2seq import FaastSeq2Seq
 from faast_sklearn.sources import as_indexable, image_folder
 
@@ -24,7 +25,9 @@ __all__ = [
     "backbone",
     "image_folder",
     "list_backbones",
+    "load",
     "merge",
     "register_backbone",
     "release_backbones",
+    "save",
 ]

@@ -1,10 +1,12 @@
 """FaastClassifier: closed-form classification on the features of a frozen backbone."""
 
+import copy
 import functools
 import numbers
 import operator
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,12 +15,14 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.accumulation import accumulate, labelled_features
-from faast_sklearn.backbones import as_handle
 from faast_sklearn.candidates import CandidateMoments, candidate_maps
 from faast_sklearn.compiled import Compiled, Settings
-from faast_sklearn.errors import ForgetError, InputError
+from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
 from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.inputs import count_samples
+from faast_sklearn.persistence.not_saved import NotSaved
+from faast_sklearn.persistence.records import CLASSIFIER
+from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.refinement import refine_while_it_helps
 from faast_sklearn.targets import check_labels, union_of_labels
 from faast_sklearn.values import check_values, class_values
@@ -26,7 +30,7 @@ from faast_sklearn.values import check_values, class_values
 __all__ = ["FaastClassifier"]
 
 
-class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
+class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
     """Classifier that compiles labelled examples into fast weights by one closed-form solve.
 
     A frozen backbone turns samples into features; ``fit`` streams them into sufficient statistics and solves once;
@@ -104,6 +108,11 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         The regulariser used.
     solver_ : {"cholesky", "eigh"}
         The factorisation that was used.
+    condition_ : float
+        Condition number of the solve: ``(λ_max + penalty) / (λ_min + penalty)`` of the scatter matrix for ridge,
+        ``λ_max`` to the smallest eigenvalue kept for pinv, at least 1; an estimate where ``solver_`` is "cholesky".
+        Rounding may change about ``condition_ · 2**-53 · √N`` of the scores; where that is more than a thousandth,
+        :class:`~faast_sklearn.errors.ConditionWarning` says why and what to do.
     feature_map_ : FeatureMap
         From features (n, d) to what is learnt from (n, D): normalisation and expansion, as chosen.
     prior_strength_ : float
@@ -150,6 +159,8 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
     >>> round(clf.forget(X_test, y_test).score(X_test, y_test), 2)
     0.95
     """
+
+    _saved_state = CLASSIFIER
 
     def __init__(
         self,
@@ -382,6 +393,12 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         return None if solution is None else solution.method
 
     @property
+    def condition_(self):
+        """The condition number of the problem that was solved; None without examples."""
+        solution = self._current().fitted.solution
+        return None if solution is None else solution.condition
+
+    @property
     def feature_map_(self):
         """What features go through before they are learnt from or scored."""
         return self._current().fitted.map
@@ -416,8 +433,8 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
                             self._compile_for, *examples, self._maps(), self.n_passes - 1
                         )
                         learnt = compiled.learnt
-                if reset and not learnt.first.n_rows:
-                    raise InputError("every sample_weight is zero, so there is nothing to learn from.")
+                if reset:
+                    self._refuse_nothing(learnt)
             if classes is not None:
                 self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
@@ -464,7 +481,7 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
     def _class_values(self, classes):
         if not self._has_values():
             return None
-        backbone = None if self.backbone is None else as_handle(self.backbone).open(self.device, self.dtype)
+        backbone = None if self.backbone is None else self._open_backbone()
         return class_values(self.values, classes, backbone, self.prompt_template)
 
     def _publish(self, learnt):
@@ -491,8 +508,45 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
     def _adopt(self, estimators):
         """Make the sum of what several have learnt current."""
         self._check_passes(partial=True)
-        self._declared = functools.reduce(union_of_labels, [estimator._declared for estimator in estimators])
-        self._publish(functools.reduce(operator.add, [estimator._compiled.learnt for estimator in estimators]))
+        declared = functools.reduce(union_of_labels, [estimator._declared for estimator in estimators])
+        self._adopt_moments(functools.reduce(operator.add, [e._known_moments() for e in estimators]), declared)
+
+    def _adopt_moments(self, learnt, declared):
+        """Make moments from elsewhere current."""
+        self._declared = declared
+        self._publish(learnt)
+
+    def _known_moments(self):
+        """Return all that was learnt."""
+        return self._compiled.learnt
+
+    def _moments_of_part(self, X, y, sample_weight, reset):
+        """Return the moments of some of the samples, for whoever adds them up; nothing becomes current."""
+        source = self._open_source(reset)
+        with self._report(X, "fit") as report:
+            learnt = self._accumulate(source, X, y, sample_weight, report)
+        self.device_ = str(source.device)
+        return learnt
+
+    def _refuse_nothing(self, learnt):
+        if not learnt.first.n_rows:
+            raise InputError("every sample_weight is zero, so there is nothing to learn from.")
+
+    def _without_moments(self):
+        """Return a copy that predicts as this one and is as small as what it takes to predict."""
+        compiled = self._current()
+        nothing = NotSaved(self.n_samples_seen_)
+        twin = copy.copy(self)
+        twin._compiled = compiled.refitted(nothing, compiled.settings)
+        twin._compiled._fitted = replace(compiled.fitted, moments=nothing, solution=None)
+        return twin
+
+    def _restore_state(self, attributes):
+        compiled = attributes["_compiled"]
+        width = attributes.get("_n_features", attributes.get("n_features_in_"))
+        if width != compiled.n_features:
+            raise ValueError(f"{width} features are expected, and there are weights for {compiled.n_features}")
+        super()._restore_state({**attributes, "classes_": compiled.classes, "device_": "cpu"})
 
     def _current(self):
         if "_compiled" not in self.__dict__:
@@ -504,7 +558,15 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
     def _scores(self, X):
         compiled = self._current()
         fitted = compiled.fitted
-        return compiled, self._streamed(X, lambda features: fitted.readout.scores(fitted.map(features)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = self._streamed(X, lambda features: fitted.readout.scores(fitted.map(features)))
+        bad = ~np.isfinite(scores[:, np.isfinite(fitted.readout.intercept)]).all(axis=1)
+        if bad.any():
+            raise NonFiniteError(
+                f"features in row {int(bad.argmax())} are so much larger than those learnt that its scores overflow "
+                f"float64 ({int(bad.sum())} of {len(bad)} rows); drop such rows, or fit with normalize=True."
+            )
+        return compiled, scores
 
     def _streamed(self, X, score):
         """Return what ``score`` makes of the features of all samples, in their order, as an ndarray."""
@@ -524,10 +586,10 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
         return out if isinstance(out, np.ndarray) else out.cpu().numpy()
 
     def _check_params(self, partial):
-        if self.solver not in ("ridge", "pinv"):
+        if not (isinstance(self.solver, str) and self.solver in ("ridge", "pinv")):
             raise ValueError(f"solver must be 'ridge' or 'pinv', got {self.solver!r}.")
         number = isinstance(self.alpha, numbers.Real) and not isinstance(self.alpha, bool)
-        if self.alpha != "auto" and not (number and 0 <= self.alpha < np.inf):
+        if not (isinstance(self.alpha, str) and self.alpha == "auto") and not (number and 0 <= self.alpha < np.inf):
             raise ValueError(f"alpha must be 'auto' or a finite number of at least 0, got {self.alpha!r}.")
         check_values(self.values, self.prompt_template)
         strength = self.prior_strength
@@ -536,9 +598,13 @@ class FaastClassifier(FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
             raise ValueError(f"prior_strength must be 'auto' or a finite number of at least 0, got {strength!r}.")
         self._check_maps()
         self._check_passes(partial)
-        if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, Mapping)):
-            raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {self.class_weight!r}.")
-        if self.class_weight == "balanced" and partial:
+        if not isinstance(self.fit_intercept, (bool, np.bool_)):
+            raise ValueError(f"fit_intercept must be True or False, got {self.fit_intercept!r}.")
+        weights = self.class_weight
+        balanced = isinstance(weights, str) and weights == "balanced"
+        if not (weights is None or balanced or isinstance(weights, Mapping)):
+            raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {weights!r}.")
+        if balanced and partial:
             raise ValueError(
                 "class_weight='balanced' needs all labels at once and cannot be used with partial_fit or forget; "
                 "pass a dict of weights, or sample_weight."

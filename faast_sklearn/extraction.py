@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import warnings
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -10,20 +11,23 @@ from sklearn.base import clone
 from sklearn.utils.validation import validate_data
 
 from faast_sklearn.backbones import as_handle
-from faast_sklearn.batching import stream_features
+from faast_sklearn.backbones.identity import same_weights, weight_summary
+from faast_sklearn.batching import check_batch_size, stream_features
 from faast_sklearn.caching import as_cache
 from faast_sklearn.caching.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
 from faast_sklearn.caching.stream import stream_cached
-from faast_sklearn.device import moments_device, resolve_device
-from faast_sklearn.errors import InputError, NonFiniteError
-from faast_sklearn.inputs import as_samples, count_samples
-from faast_sklearn.progress import Report
+from faast_sklearn.device import moments_device, resolve_device, resolve_dtype
+from faast_sklearn.errors import InputError, NonFiniteError, SavedFileWarning
+from faast_sklearn.inputs import as_samples, count_samples, refuse_single
+from faast_sklearn.progress import Report, check_verbosity
 from faast_sklearn.sources import is_dataset
 
 __all__ = ["FrozenBackboneMixin"]
 
 # Rows of ready features handled at once, where X is far larger than what is computed from it.
 _SLICE_ROWS = 16384
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _PlainSource:
@@ -32,12 +36,20 @@ class _PlainSource:
     def __init__(self, estimator, reset):
         self.estimator, self.reset = estimator, reset
         device = estimator.device
-        self.device = resolve_device("cpu" if device is None or device == "auto" else device)
+        automatic = device is None or (isinstance(device, str) and device == "auto")
+        self.device = resolve_device("cpu" if automatic else device)
+        resolve_dtype(estimator.dtype, self.device)  # refused also where there is no backbone to run in it
 
     def samples(self, X):
         """Return X as a finite two-dimensional array or tensor."""
+        refuse_single(X, "tensor")
         if isinstance(X, torch.Tensor):
             X = self._tensor(X)
+        elif is_dataset(X):
+            raise InputError(
+                f"X is a {type(X).__name__}, whose items a backbone reads; ready features are one array of shape "
+                "(n_samples, d), such as np.stack([x for x in as_indexable(X)])."
+            )
         elif hasattr(X, "__iter__") and not any(hasattr(X, name) for name in ("__getitem__", "__array__", "shape")):
             raise InputError(
                 f"X is a {type(X).__name__}, read once and in its own order, so it works in fit and partial_fit "
@@ -50,7 +62,7 @@ class _PlainSource:
         return X
 
     def _tensor(self, X):
-        if X.ndim != 2 or not X.is_floating_point() or not len(X):
+        if X.ndim != 2 or X.dtype not in _FLOATS or not len(X):
             raise InputError(
                 f"X is a {X.dtype} tensor of shape {tuple(X.shape)}; expected floating features (n_samples, d)."
             )
@@ -81,7 +93,9 @@ class _BackboneSource:
 
     def __init__(self, estimator, reset):
         handle = as_handle(estimator.backbone)
-        self.backbone = handle.open(estimator.device, estimator.dtype)
+        if reset:
+            estimator._forget_saved_backbone()
+        self.backbone = estimator._open_as_saved()
         self.device = self.backbone.device
         # A module in memory may give another width for other samples, so only its own batches tell.
         self.n_features = self.backbone.n_features if handle.module is None else None
@@ -191,10 +205,26 @@ def _check_columns(estimator, n_columns, reset):
 
 def _validated_table(estimator, X, reset, dtype):
     """Check a table as scikit-learn does, with its messages; finiteness apart, which names the row."""
+    refuse_single(X, "tensor")
+    _refuse_kinds(X)
     try:
         return validate_data(estimator, X, reset=reset, dtype=dtype, ensure_all_finite=False)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    except (ValueError, OverflowError) as error:
+        # What is no number at all stays scikit-learn's TypeError, as it demands of its estimators.
+        message = str(error)
+        raise InputError(message.partition("\n")[0] + "." if "Complex data" in message else message) from error
+
+
+def _refuse_kinds(X):
+    """Raise InputError for columns that numpy would turn into numbers without a word, or that it cannot."""
+    if isinstance(X, np.matrix):
+        raise InputError("X is a np.matrix; pass np.asarray(X).")
+    dtypes = list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
+    kinds = {getattr(dtype, "kind", "") for dtype in dtypes}
+    if kinds & {"m", "M"}:
+        raise InputError("X holds dates or times; say what they should count, such as (X - X.min()) / one day.")
+    if "V" in kinds:
+        raise InputError(f"X is a structured array of dtype {X.dtype}; pass one array of numbers, (n_samples, d).")
 
 
 def _refuse_non_finite(X, name):
@@ -223,10 +253,36 @@ class FrozenBackboneMixin:
     """
 
     def _open_source(self, reset):
-        as_cache(getattr(self, "cache", None))  # refused also where there is no backbone to use it
+        # Refused also where there is no backbone to use them.
+        as_cache(getattr(self, "cache", None))
+        check_batch_size(self.batch_size)
+        check_verbosity(self.verbose)
         if self.backbone is None:
             return _PlainSource(self, reset)
         return _BackboneSource(self, reset)
+
+    def _open_backbone(self):
+        return as_handle(self.backbone).open(self.device, self.dtype)
+
+    def _open_as_saved(self):
+        """Open the backbone; warn, once, if its weights are not those that a saved file was learnt with."""
+        opened = self._open_backbone()
+        saved = self.__dict__.get("_saved_backbone")
+        if saved is not None and "_compared_backbone" not in self.__dict__:
+            self._compared_backbone = True
+            found = weight_summary(opened)
+            if found is not None and not same_weights(saved, found):
+                warnings.warn(
+                    f"the weights of this backbone are not those that the {type(self).__name__} was saved with, so its "
+                    "answers mean nothing; use the same backbone and revision, or fit again.",
+                    SavedFileWarning,
+                    stacklevel=4,
+                )
+        return opened
+
+    def _forget_saved_backbone(self):
+        for name in ("_saved_backbone", "_compared_backbone"):
+            self.__dict__.pop(name, None)
 
     def _reads_rows(self):
         """Whether X may be a plain two-dimensional array: without a backbone, or with a module that takes arrays."""

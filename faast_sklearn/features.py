@@ -7,14 +7,19 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from faast_sklearn.backbones import as_handle
 from faast_sklearn.errors import InputError
 from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.feature_map import unit_rows
+from faast_sklearn.persistence.records import FEATURES
+from faast_sklearn.persistence.saving import Persistent
 
 __all__ = ["BackboneFeatures"]
 
 
-class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BackboneFeatures(
+    Persistent, FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Features of a frozen pretrained backbone, as a scikit-learn transformer.
 
     Nothing is learnt: ``fit`` opens the backbone, ``transform`` runs it. To train a linear head on the features use
@@ -60,6 +65,8 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
     (2, 3)
     """
 
+    _saved_state = FEATURES
+
     def __init__(
         self, backbone, *, normalize=False, batch_size="auto", device=None, dtype="auto", cache=None, verbose=0
     ):
@@ -86,6 +93,7 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
             Itself.
         """
         with self._unchanged_on_error():
+            self._check_params()
             source = self._open_source(reset=True)
             samples = None if X is None else source.samples(X)
             if samples is None and source.n_features is None:
@@ -112,6 +120,7 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
             With the sample they are about; see :mod:`faast_sklearn.errors`.
         """
         check_is_fitted(self)
+        self._check_params()
         source = self._open_source(reset=False)
         samples = source.samples(X)
         dtype = np.float64 if source.backbone.dtype == torch.float64 else np.float32
@@ -121,6 +130,14 @@ class BackboneFeatures(FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, Tra
                 rows = unit_rows(features) if self.normalize else features
                 out[indices] = rows.to(torch.float64 if dtype == np.float64 else torch.float32).cpu().numpy()
         return out
+
+    def _restore_state(self, attributes):
+        super()._restore_state({**attributes, "device_": "cpu"})
+
+    def _check_params(self):
+        as_handle(self.backbone)  # without one there are no features
+        if not isinstance(self.normalize, (bool, np.bool_)):
+            raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "n_features_out_")

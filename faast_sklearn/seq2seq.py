@@ -1,5 +1,6 @@
 """FaastSeq2Seq: a frozen language model that learns a task from pairs of texts, in one forward pass."""
 
+import copy
 import functools
 import numbers
 import operator
@@ -13,9 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.backbones import as_handle
 from faast_sklearn.batching import stream_features
-from faast_sklearn.errors import ForgetError, InputError, NotFittedWarning
+from faast_sklearn.errors import FaastError, ForgetError, InputError, NotFittedWarning
 from faast_sklearn.extraction import FrozenBackboneMixin
-from faast_sklearn.inputs import count_samples
+from faast_sklearn.inputs import as_samples
 from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens
 from faast_sklearn.language.compiling import Learnt
 from faast_sklearn.language.export import save_folded
@@ -23,15 +24,18 @@ from faast_sklearn.language.fast_weights import FastWeights
 from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.learning import Learner, LikelihoodScorer
 from faast_sklearn.language.observing import TARGETS
-from faast_sklearn.language.prompts import Prompts
+from faast_sklearn.language.prompts import Prompts, targets_of
 from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
+from faast_sklearn.persistence.not_saved import NotSaved
+from faast_sklearn.persistence.records import LANGUAGE
+from faast_sklearn.persistence.saving import Persistent
 
 __all__ = ["FaastSeq2Seq"]
 
 _SCORINGS = (*TEXT_SCORINGS, "negative_perplexity")
 
 
-class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
+class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
     """Language model that learns a text-to-text task in one forward pass, without gradients.
 
     The frozen model reads each prompt with its answer once. From its hidden states and the tokens that came next,
@@ -99,6 +103,9 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
     alpha_, memory_weight_, shift_weight_ : float
         What was used: the regulariser, the strength of the step and that of the vocabulary's shift; of the last pass,
         where there are several.
+    condition_ : float or None
+        Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None where
+        no weights were solved for.
     held_out_loss_ : float or None
         Negative log-likelihood a held-out token, natural logarithm; None where nothing was held out.
     n_samples_seen_, n_tokens_seen_ : int
@@ -125,6 +132,8 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
     >>> seq2seq.predict(["What a waste"])  # doctest: +SKIP
     array(['bad'], dtype=object)
     """
+
+    _saved_state = LANGUAGE
 
     def __init__(
         self,
@@ -232,6 +241,7 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         with self._unchanged_on_error():
             lm = self._open()
             removed = self._moments_of(lm, self._exchanges(lm, X, y), "forget")
+            self._refuse_nothing(removed)
             self._publish(_taken_away(self.moments_, removed))
         return self
 
@@ -302,10 +312,9 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             return -self.perplexity(X, y)
         if y is None:
             raise InputError("y is None; only scoring='negative_perplexity' scores plain text.")
-        if count_samples(X) != count_samples(y):
-            raise InputError(
-                f"X has {count_samples(X)} samples and y has {count_samples(y)}; pass one target for each."
-            )
+        X, y = as_samples(X, "text"), targets_of(y)
+        if len(X) != len(y):
+            raise InputError(f"X has {len(X)} samples and y has {len(y)}; pass one target for each.")
         found = self.predict(X)
         if self.choices is not None:
             return float(np.mean([a == b for a, b in zip(found, y, strict=True)]))
@@ -382,6 +391,11 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         return self._solution().alpha
 
     @property
+    def condition_(self):
+        """Condition number of the solve for the keys; None where no weights were solved for."""
+        return self._solution().condition
+
+    @property
     def memory_weight_(self):
         """The strength of the fast weights."""
         return self._solution().memory_weight
@@ -399,12 +413,15 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
     def _learn(self, X, y, *, reset, partial=False):
         self._check_params(partial)
         with self._unchanged_on_error():
+            if reset:
+                self._forget_saved_backbone()
             lm = self._open()
             if self.n_passes > 1 and lm.readouts is not None:
                 raise ValueError("n_passes > 1 takes further steps on the loss; published checkpoints do not.")
             exchanges, base = self._exchanges(lm, X, y), None
             for k in range(self.n_passes):
                 moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
+                self._refuse_nothing(moments)
                 if k + 1 < self.n_passes:
                     base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
             if not reset:
@@ -413,8 +430,23 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
             self._publish(moments, base)
         return self
 
-    def _open(self):
+    def _open_backbone(self):
         return as_handle(self.backbone).open_language_model(self.device, self.dtype)
+
+    def _open(self):
+        return self._open_as_saved()
+
+    def _ready_to_save(self, moments):
+        try:
+            self._solution()
+        except NotFittedError:  # everything was forgotten
+            return
+        except (FaastError, OSError):
+            if not moments:
+                raise
+
+    def _restore_state(self, attributes):
+        super()._restore_state({**attributes, "moments_": attributes["_learnt"].moments, "device_": "cpu"})
 
     def _target(self, lm):
         return "embedding" if lm.readouts is not None else self.target
@@ -440,8 +472,6 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
         moments = None
         for _, seen in self._stream(learner, exchanges, description):
             moments = seen.moments if moments is None else moments + seen.moments
-        if not moments.output.n_tokens:
-            raise InputError("the texts have no token that could be learnt: all are a single token.")
         return moments
 
     def _among(self, lm):
@@ -475,7 +505,37 @@ class FaastSeq2Seq(FrozenBackboneMixin, BaseEstimator):
     def _adopt(self, estimators):
         """Make the sum of what several have learnt current."""
         self._check_params(partial=True)
-        self._publish(functools.reduce(operator.add, [estimator.moments_ for estimator in estimators]))
+        self._adopt_moments(functools.reduce(operator.add, [e._known_moments() for e in estimators]))
+
+    def _adopt_moments(self, moments, declared=()):
+        """Make moments from elsewhere current; texts declare no classes."""
+        self._publish(moments)
+
+    def _known_moments(self):
+        """Return all that was learnt."""
+        return self.moments_
+
+    def _moments_of_part(self, X, y, sample_weight, reset):
+        """Return the moments of some of the texts, for whoever adds them up; nothing becomes current."""
+        if sample_weight is not None:
+            raise InputError("texts have no sample_weight; repeat those that should count more.")
+        lm = self._open()
+        self.device_ = str(lm.device)
+        return self._moments_of(lm, self._exchanges(lm, X, y), "fit")
+
+    def _refuse_nothing(self, moments):
+        if not moments.output.n_tokens:
+            raise InputError("the texts have no token that could be learnt: all are a single token.")
+
+    def _without_moments(self):
+        """Return a copy that predicts as this one and is as small as what it takes to predict."""
+        current = self._current()
+        nothing = NotSaved(self.n_samples_seen_)
+        solved = current.compiled(self._open())
+        twin = copy.copy(self)
+        twin.moments_, twin._learnt = nothing, Learnt(nothing, **current.settings)
+        twin._learnt._solved = solved
+        return twin
 
     def _current(self):
         if "_learnt" not in self.__dict__:

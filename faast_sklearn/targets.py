@@ -1,12 +1,16 @@
 """What users pass as y and as weights: labels that can be sorted, and one weight a row."""
 
+from collections.abc import Iterator, Mapping, Set
+
 import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from faast_sklearn.errors import InputError
 
-__all__ = ["check_labels", "row_weights", "union_of_labels"]
+__all__ = ["balanced_factors", "check_labels", "row_weights", "union_of_labels"]
+
+_DROP = "drop samples that have no label, or give them one."
 
 
 def union_of_labels(a, b):
@@ -33,24 +37,77 @@ def check_labels(y, name):
     Raises
     ------
     InputError
-        If y is missing, continuous, not finite, of several columns or of types that cannot be ordered.
+        If y is missing, continuous, not finite, of several columns or of types that cannot be ordered. The message
+        names the first label that is missing.
     """
     if y is None:
         raise InputError("This estimator requires y to be passed, but the target y is None.")
     if isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "biuU" and len(y):
         return y  # nothing can be wrong with these, and checking costs more than learning a few rows
+    if isinstance(y, (str, bytes, Mapping, Set, Iterator)):
+        raise InputError(f"{name} is one {type(y).__name__}; pass a list or array of labels, one for each sample.")
+    if hasattr(y, "toarray"):
+        raise InputError(f"{name} is sparse; pass {name}.toarray().ravel().")
+    if isinstance(y, (list, tuple)):
+        _refuse_mixed(y, name)
     try:
         y = column_or_1d(y, warn=True)
+        if y.dtype.kind in "OmM":
+            _refuse_missing(y, name)
         assert_all_finite(y, input_name=name)
         check_classification_targets(y)
         if y.dtype.kind == "O":
             np.unique(y)
+    except InputError:
+        raise
     except TypeError as error:
         kinds = sorted({type(label).__name__ for label in y})
+        if len(kinds) == 1:
+            raise InputError(f"{name} has labels of type {kinds[0]}; use strings, integers or booleans.") from error
         raise InputError(f"{name} mixes labels that cannot be ordered ({', '.join(kinds)}); use one type.") from error
     except ValueError as error:
-        raise InputError(str(error)) from error
+        if "label type: unknown" in str(error):
+            kinds = sorted({type(label).__name__ for label in y})
+            raise InputError(
+                f"Unknown label type: {name} holds {', '.join(kinds)}; use strings, integers or booleans."
+            ) from error
+        # Some messages of scikit-learn have the whole array behind their first line.
+        message = str(error).partition("\n")[0]
+        raise InputError(message.replace("y should", f"{name} should", 1)) from error
     return y
+
+
+def _refuse_mixed(y, name):
+    """Raise InputError for strings among other labels, which numpy would make strings of."""
+    n_strings = sum(isinstance(label, str) for label in y)
+    if 0 < n_strings < len(y):
+        _refuse_missing(y, name)
+        kinds = sorted({type(label).__name__ for label in y})
+        raise InputError(f"{name} mixes labels that cannot be ordered ({', '.join(kinds)}); use one type.")
+
+
+def _refuse_missing(labels, name):
+    """Raise InputError for a label that is None, NA, NaN or NaT."""
+    for i, label in enumerate(labels):
+        # pandas.NA and NaT cannot be compared without importing pandas; their type names are stable.
+        missing = label is None or type(label).__name__ in ("NAType", "NaTType")
+        if missing or (isinstance(label, (float, np.datetime64, np.timedelta64)) and label != label):
+            told = f"Input {name} contains NaN: " if isinstance(label, float) else ""
+            raise InputError(f"{told}{name}[{i}] is {label}; {_DROP}")
+
+
+def balanced_factors(counts):
+    """Return the factors that give classes of these total weights equal shares; 1 where there is nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.targets import balanced_factors
+    >>> balanced_factors(np.array([1.0, 3.0, 0.0])).round(3).tolist()
+    [2.0, 0.667, 1.0]
+    """
+    seen = counts > 0
+    return np.where(seen, counts.sum() / (np.where(seen, counts, 1.0) * max(seen.sum(), 1)), 1.0)
 
 
 def row_weights(sample_weight, n, class_weight, classes, codes):
@@ -60,7 +117,7 @@ def row_weights(sample_weight, n, class_weight, classes, codes):
     if sample_weight is None:
         weight = np.ones(n)
     else:
-        weight = np.asarray(sample_weight, dtype=np.float64)
+        weight = _numbers(sample_weight)
         if weight.ndim == 0:
             weight = np.full(n, float(weight))
         if weight.shape != (n,):
@@ -74,10 +131,25 @@ def row_weights(sample_weight, n, class_weight, classes, codes):
     if class_weight is None:
         return weight
     if class_weight == "balanced":
-        counts = np.bincount(codes, weights=weight, minlength=len(classes))
-        factors = weight.sum() / (np.maximum(counts, np.finfo(float).tiny) * max((counts > 0).sum(), 1))
+        factors = balanced_factors(np.bincount(codes, weights=weight, minlength=len(classes)))
     else:
-        factors = np.array([float(class_weight.get(label, 1.0)) for label in classes.tolist()])
+        try:
+            factors = np.array([float(class_weight.get(label, 1.0)) for label in classes.tolist()])
+        except (TypeError, ValueError):
+            factors = np.array([np.nan])
         if (factors < 0).any() or not np.isfinite(factors).all():
             raise ValueError(f"class_weight must hold finite weights that are not negative, got {class_weight!r}.")
     return weight * factors[codes]
+
+
+def _numbers(sample_weight):
+    if isinstance(sample_weight, (Mapping, Set, Iterator)) or hasattr(sample_weight, "toarray"):
+        kind = type(sample_weight).__name__
+        raise InputError(f"sample_weight is a {kind}; pass a list or array of numbers, one for each sample.")
+    try:
+        weight = np.asarray(sample_weight)
+        if weight.dtype.kind in "cmM":
+            raise TypeError(f"{weight.dtype} is no weight")
+        return weight.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sample_weight must be numbers, one for each sample ({error}).") from error

@@ -64,6 +64,16 @@ def test_image_benchmark_prints_ratios(tmp_path):
         assert fit / bare == pytest.approx(ratio, rel=0.2, abs=0.02)
 
 
+@pytest.mark.slow
+def test_dask_benchmark_prints_a_ratio_and_equal_coefficients(tmp_path):
+    small = ("--rows", 4000, "--features", 40, "--chunk", 900, "--repeats", 1)
+    out = start("benchmarks/dask_moments.py", *small, cwd=tmp_path)
+    assert "4000 x 40 float32, 5 partitions, 2 workers" in out
+    one, many, ratio = map(float, re.search(r"process ([\d.]+) s, workers ([\d.]+) s, ratio ([\d.]+)", out).groups())
+    assert one / many == pytest.approx(ratio, rel=0.2, abs=0.02)
+    assert float(re.search(r"largest: (\S+)", out)[1]) < 1e-9
+
+
 def test_few_shot_benchmark_prints_ratios_and_equal_accuracies(tmp_path):
     small = ("--rows", 400, "--features", 64, "--episodes", 20, "--looped", 10, "--repeats", 1, "--threads", 1)
     out = start("benchmarks/few_shot.py", *small, cwd=tmp_path)

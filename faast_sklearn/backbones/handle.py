@@ -1,5 +1,6 @@
 """A reference to a backbone: what estimators keep, clone and pickle instead of weights."""
 
+import contextlib
 import copy
 import difflib
 import os
@@ -12,12 +13,14 @@ from faast_sklearn.backbones.modules import module_dtype, module_version, open_m
 from faast_sklearn.backbones.opened import open_once
 from faast_sklearn.backbones.optional import explain_imports
 from faast_sklearn.backbones.registry import (
+    is_built_in,
     language_opener_of,
     list_backbones,
     opener_of,
     options_of,
     prefixes,
 )
+from faast_sklearn.backbones.tensors_only import tensors_only
 from faast_sklearn.device import resolve_device, resolve_dtype
 from faast_sklearn.errors import BackboneError, FaastError, UnknownBackboneError
 
@@ -113,7 +116,13 @@ class BackboneHandle:
         opener = opener_of_prefix(prefix)
         where = os.path.realpath(name) if os.path.exists(name) else name
         key = (prefix, where, opener, self._options, device, dtype)
-        return open_once(key, lambda: opener(name, device=device, dtype=dtype, **self.options))
+
+        def opened():
+            # Somebody's own opener reads its own files.
+            with tensors_only() if is_built_in(prefix) else contextlib.nullcontext():
+                return opener(name, device=device, dtype=dtype, **self.options)
+
+        return open_once(key, opened)
 
     def _open_module(self, open_in_memory, device, dtype):
         opened = open_in_memory(self.module, self.preprocess, device=device, dtype=dtype, **self.options)

@@ -43,8 +43,12 @@ def open_image(sample, shrink_to=None):
         name, image = "PIL image", sample
     elif isinstance(sample, bytes):
         name, image = "encoded image", None
-    else:
+    elif isinstance(sample, (str, os.PathLike)):
         name, image = os.fspath(sample), None
+    else:
+        raise InputError(
+            f"{type(sample).__name__} is no image; pass a path, encoded bytes, a PIL image, an array or a tensor."
+        )
     try:
         if image is not None:
             return _upright(image, shrink_to)
@@ -139,8 +143,10 @@ def read_image(sample, shrink_to=None):
     """
     channels_first = isinstance(sample, torch.Tensor)
     if channels_first:
+        if sample.layout != torch.strided or sample.device.type == "meta" or sample.is_quantized:
+            raise InputError(f"a {sample.layout} tensor on {sample.device} is no image; pass its values, dense.")
         array = sample.detach().cpu()
-        array = (array.float() if array.dtype in (torch.bfloat16, torch.float16) else array).numpy()
+        array = (array.float() if array.is_floating_point() and array.dtype != torch.float64 else array).numpy()
     elif isinstance(sample, np.ndarray):
         array = sample
     else:

@@ -11,7 +11,15 @@ from faast_sklearn.backbones.open_clip_models import OpenClipBackbone
 from faast_sklearn.backbones.timm_models import TimmBackbone
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["language_opener_of", "list_backbones", "opener_of", "options_of", "prefixes", "register_backbone"]
+__all__ = [
+    "is_built_in",
+    "language_opener_of",
+    "list_backbones",
+    "opener_of",
+    "options_of",
+    "prefixes",
+    "register_backbone",
+]
 
 _BUILT_IN = {
     "bundled": BundledBackbone,
@@ -56,6 +64,11 @@ def register_backbone(prefix, cls):
 def prefixes():
     """Return the known prefixes."""
     return list(_registered)
+
+
+def is_built_in(prefix):
+    """Whether a prefix is this library's own."""
+    return prefix in _BUILT_IN
 
 
 def opener_of(prefix):

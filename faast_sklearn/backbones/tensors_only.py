@@ -1,0 +1,26 @@
+"""Opening a model unpickles tensors and nothing else, whichever library opens it."""
+
+import contextlib
+import os
+
+__all__ = ["tensors_only"]
+
+_FORCE, _NEVER = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+@contextlib.contextmanager
+def tensors_only():
+    """Make ``torch.load`` refuse whatever is not a tensor or a plain container, also where it is told not to.
+
+    Older releases of timm and open_clip do not ask for it everywhere. torch reads the variables at each call; one
+    thread opens a model at a time.
+    """
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _NEVER)}
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

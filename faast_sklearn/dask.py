@@ -1,0 +1,437 @@
+"""Learning from Dask collections: moments where the partitions are, one sum, one solve.
+
+Needs the extra ``[dask]``. Work runs where ``compute`` would run it: on the distributed client that is active, if any,
+else on the scheduler that ``dask.config.set(scheduler=...)`` names.
+"""
+
+import contextlib
+import functools
+import threading
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from faast_sklearn.backbones.optional import explain_imports
+from faast_sklearn.errors import FaastError, InputError
+from faast_sklearn.parts import Student, adopt_part, balanced_weights, label_counts
+
+with explain_imports("dask", "faast-sklearn[dask]"):
+    import dask
+    import dask.array
+    import dask.bag
+    from dask.base import get_scheduler
+    from dask.diagnostics import ProgressBar
+    from dask.system import CPU_COUNT
+
+__all__ = ["decision_function", "fit", "partial_fit", "predict", "predict_proba"]
+
+# Moments that one task adds up.
+_SPLIT_EVERY = 8
+
+
+def fit(estimator, X, y=None, sample_weight=None):
+    """Forget everything and learn from labelled samples that lie in the partitions of Dask collections.
+
+    Workers turn their partitions into moments, these are added up where they are and then across workers, and one sum
+    comes back. What is solved from it, when first asked for, equals what ``estimator.fit`` gives for the same features
+    in one process to rounding, however they are partitioned.
+
+    Parameters
+    ----------
+    estimator : FaastClassifier or FaastSeq2Seq
+        Fitted in place. Name its backbone by a spec, so that workers open their own, once a process.
+    X : dask array, dataframe, series or bag of samples
+        Anything whose partitions ``estimator.fit`` takes: features (n, d), also in several chunks of columns; images
+        (n, h, w, c); a series, one-column frame or bag of texts or of paths that workers can read; a bag of arrays.
+    y : dask array, series or bag, or array-like, default=None
+        Labels, or target texts, in the partitions of X. An array-like, or a dask array in other chunks, if X is an
+        array of known chunks. None with a bag of ``(x, y)`` or ``(x, y, sample_weight)``, or of plain texts for
+        FaastSeq2Seq.
+    sample_weight : as y, default=None
+        For FaastClassifier.
+
+    Returns
+    -------
+    estimator
+        The same object, as ``fit`` would have left it, whichever scheduler ran.
+
+    Raises
+    ------
+    InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
+        As ``fit``; the message names the partition, counted from 0. The estimator is then as it was before the call.
+    ValueError
+        If a parameter is bad.
+
+    Notes
+    -----
+    Partitions may be empty, of one class, or without weight. ``class_weight="balanced"`` takes a first pass over y
+    alone. ``n_passes > 1`` is refused. ``verbose=1`` shows Dask's own bar over partitions.
+
+    Each partition costs what ``partial_fit`` of it costs; of the results, ``8 d²`` bytes each or the rows where they
+    are fewer, as many wait as there are workers and threads, and they leave their worker only when all are done. What a
+    lost worker had learnt is learnt again by the others, and nothing else is.
+
+    Examples
+    --------
+    >>> import dask, numpy as np
+    >>> import dask.array as da
+    >>> from sklearn.datasets import load_digits
+    >>> import faast_sklearn.dask
+    >>> from faast_sklearn import FaastClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> with dask.config.set(scheduler="synchronous"):
+    ...     clf = faast_sklearn.dask.fit(FaastClassifier(), da.from_array(X, chunks=(500, 32)), y)
+    >>> bool(np.allclose(clf.coef_, FaastClassifier().fit(X, y).coef_, rtol=1e-9))
+    True
+    """
+    return _learn(estimator, X, y, sample_weight, reset=True)
+
+
+def partial_fit(estimator, X, y=None, classes=None, sample_weight=None):
+    """Learn more labelled samples that lie in the partitions of Dask collections.
+
+    Parameters
+    ----------
+    estimator, X, y, sample_weight
+        As in :func:`fit`; the estimator may have learnt before, in any way, or not.
+    classes : array-like, default=None
+        Labels to list in ``classes_`` from now on, seen or not.
+
+    Returns
+    -------
+    estimator
+        The same object.
+
+    Raises
+    ------
+    ValueError
+        Also for ``class_weight="balanced"``, which needs all labels at once.
+    InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
+        As in :func:`fit`.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from sklearn.datasets import load_digits
+    >>> import faast_sklearn.dask
+    >>> from faast_sklearn import FaastClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = FaastClassifier().fit(X[:997], y[:997])
+    >>> faast_sklearn.dask.partial_fit(clf, da.from_array(X[997:], chunks=400), y[997:]).n_samples_seen_
+    1797
+    """
+    reset = not estimator.__sklearn_is_fitted__()
+    if reset and getattr(estimator, "class_weight", None) == "balanced":
+        estimator._check_params(partial=True)
+    return _learn(estimator, X, y, sample_weight, reset=reset, classes=classes)
+
+
+def predict(estimator, X):
+    """Predict lazily, partition by partition.
+
+    Parameters
+    ----------
+    estimator : FaastClassifier or FaastSeq2Seq
+        Fitted, here or anywhere. It is solved now; what travels to the workers is what predicting takes, without
+        moments.
+    X : dask array, dataframe, series or bag of samples
+        As in :func:`fit`.
+
+    Returns
+    -------
+    dask array of shape (n,), series with the index of X, or bag
+        Whichever X is; in its partitions, and not computed yet.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from sklearn.datasets import load_digits
+    >>> import faast_sklearn.dask
+    >>> from faast_sklearn import FaastClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = FaastClassifier().fit(X, y)
+    >>> found = faast_sklearn.dask.predict(clf, da.from_array(X, chunks=(500, 64)))
+    >>> found.numblocks, round(float((found == y).mean().compute()), 2)
+    ((4,), 0.96)
+    """
+    return _answers(estimator, X, "predict")
+
+
+def predict_proba(estimator, X):
+    """Return calibrated probabilities of each class, lazily.
+
+    Parameters
+    ----------
+    estimator : FaastClassifier
+    X : as in :func:`predict`
+
+    Returns
+    -------
+    dask array of shape (n, n_classes), dataframe with a column for each of ``classes_``, or bag of arrays
+    """
+    return _answers(estimator, X, "predict_proba")
+
+
+def decision_function(estimator, X):
+    """Return the scores of each class, lazily.
+
+    Parameters
+    ----------
+    estimator : FaastClassifier
+    X : as in :func:`predict`
+
+    Returns
+    -------
+    dask array of shape (n, n_classes), dataframe with a column for each of ``classes_``, or bag of arrays
+        Of shape (n,), a series or a bag of numbers when binary, as the estimator's own.
+    """
+    return _answers(estimator, X, "decision_function")
+
+
+def _learn(estimator, X, y, sample_weight, *, reset, classes=None):
+    partitions = _partitions(X, y, sample_weight)
+    weights = None
+    if reset and isinstance(getattr(estimator, "class_weight", None), str) and estimator.class_weight == "balanced":
+        counted = [dask.delayed(counts_of_partition, pure=False)(i, *part) for i, part in enumerate(partitions)]
+        weights = balanced_weights(dask.compute(*counted))
+    # A task of its own: workers get it once, and a module in memory stays one module.
+    student = dask.delayed(Student.of(estimator, reset=reset, class_weight=weights), pure=False)
+    parts = [dask.delayed(moments_of_partition, pure=False)(student, i, *part) for i, part in enumerate(partitions)]
+    client = getattr(get_scheduler(), "__self__", None)
+    total = _total(parts, estimator.verbose) if client is None else _total_of_workers(client, parts, estimator.verbose)
+    return adopt_part(estimator, total, reset=reset, classes=classes)
+
+
+def _total(parts, verbose):
+    """Add moments up in a tree, within Dask's local schedulers, where no worker is lost."""
+    while len(parts) > 1:
+        groups = [parts[i : i + _SPLIT_EVERY] for i in range(0, len(parts), _SPLIT_EVERY)]
+        parts = [dask.delayed(sum_of_moments, pure=False)(group) for group in groups]
+    with ProgressBar() if verbose else contextlib.nullcontext():
+        return parts[0].compute()
+
+
+def _total_of_workers(client, parts, verbose):
+    """Add moments up on the worker that has them, as they come, then across workers.
+
+    In a fixed tree, moments of one worker's partitions would soon be a part of a sum on another, and lost with it.
+    """
+    from distributed import as_completed
+
+    futures = client.compute(parts)
+    bar = _Bar(futures) if verbose else contextlib.nullcontext()
+    finished = as_completed(futures)
+    del futures, parts  # whoever holds a future holds its result in a worker's memory
+    sums, adrift = {}, []
+    with bar:
+        for batch in finished.batches():
+            where, arrived = client.who_has(batch), {}
+            while batch:
+                future = batch.pop()
+                if future.status == "error":
+                    future.result()  # raises what the worker raised
+                worker = next(iter(where.get(future.key, ())), None)
+                # Its worker was lost just now: it is made again elsewhere, and added at the end.
+                (adrift if worker is None else arrived.setdefault(worker, [])).append(future)
+                del future
+            for worker, some in arrived.items():
+                if worker in sums:
+                    some.append(sums.pop(worker))
+                sums[worker] = some[0] if len(some) == 1 else _added(client, some, worker)
+            del arrived, some
+    level = held = [*sums.values(), *adrift]  # held until the end, so that a lost worker costs its own sum only
+    while len(level) > 1:
+        level = [_added(client, level[i : i + _SPLIT_EVERY]) for i in range(0, len(level), _SPLIT_EVERY)]
+    total = level[0].result()
+    del held
+    return total
+
+
+def _added(client, futures, worker=None):
+    where = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
+    # Before other tasks: what has been added up need not be kept.
+    return client.submit(sum_of_moments, futures, pure=False, priority=1, **where)
+
+
+class _Bar:
+    """Dask's own text bar over futures, which would otherwise have the calling thread wait for it."""
+
+    def __init__(self, futures):
+        from distributed import progress
+
+        self._thread = threading.Thread(
+            target=progress, args=(list(futures),), kwargs={"notebook": False}, name="faast-progress", daemon=True
+        )
+
+    def __enter__(self):
+        self._thread.start()
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self._thread.join()
+
+
+def moments_of_partition(student, number, X, y, sample_weight):
+    with _told_of(number), _turns():
+        return student.learn(*_unzipped(X, y, sample_weight))
+
+
+def sum_of_moments(parts):
+    parts = [part for part in parts if part is not None]
+    return functools.reduce(lambda a, b: a + b, parts) if parts else None
+
+
+def counts_of_partition(number, X, y, sample_weight):
+    with _told_of(number):
+        _, y, sample_weight = _unzipped(X, y, sample_weight)
+        return label_counts(y, sample_weight)
+
+
+@contextlib.contextmanager
+def _told_of(number):
+    """Name the partition in errors; those of the library take a message and nothing else."""
+    try:
+        yield
+    except FaastError as error:
+        raise type(error)(f"Partition {number}: {error}") from error
+
+
+@functools.cache
+def _turns():
+    """Return what as many threads of a process hold at once as there are cores for the threads that each starts."""
+    return threading.BoundedSemaphore(max(1, CPU_COUNT // torch.get_num_threads()))
+
+
+def _unzipped(X, y, sample_weight):
+    """Split the pairs, or triples, of a bag without y."""
+    if y is None and isinstance(X, list) and X and isinstance(X[0], tuple):
+        width = len(X[0])
+        if width not in (2, 3) or any(not isinstance(item, tuple) or len(item) != width for item in X):
+            raise InputError("X holds tuples, expected (x, y) or (x, y, sample_weight), of one kind.")
+        X, y, *rest = (list(column) for column in zip(*X, strict=True))
+        sample_weight = rest[0] if rest else sample_weight
+    return X, y, sample_weight
+
+
+def _partitions(X, y, sample_weight):
+    """Return (X, y, sample_weight) for each partition, delayed, or None where there is none."""
+    X = _whole_rows(X, "X")
+    given = [X, _as_partitioned(y, X, "y"), _as_partitioned(sample_weight, X, "sample_weight")]
+    for name, values in zip(("y", "sample_weight"), given[1:], strict=True):
+        if values is not None and values.npartitions != X.npartitions:
+            raise InputError(
+                f"X has {X.npartitions} partitions and {name} has {values.npartitions}; give both the same ones."
+            )
+    # Together, so that what loads samples and labels at once is not fused into each of them and run twice.
+    kinds = {i: values for i, values in enumerate(given) if isinstance(values, (dask.array.Array, dask.bag.Bag))}
+    for i, values in zip(kinds, dask.optimize(*kinds.values()), strict=True):
+        given[i] = values
+    columns = [None if values is None else _delayed(values) for values in given]
+    return list(zip(*([None] * X.npartitions if column is None else column for column in columns), strict=True))
+
+
+def _delayed(values):
+    return np.ravel(values.to_delayed(optimize_graph=False)).tolist()
+
+
+def _whole_rows(values, name):
+    """Return a collection with whole samples in its partitions."""
+    if isinstance(values, dask.array.Array):
+        if values.ndim == 0:
+            raise InputError(f"{name} is a dask array without axes; expected samples along the first.")
+        return (
+            values
+            if values.numblocks[1:] == (1,) * (values.ndim - 1)
+            else values.rechunk(dict.fromkeys(range(1, values.ndim), -1))
+        )
+    if isinstance(values, dask.bag.Bag):
+        return values.map_partitions(list)  # some yield their samples once only
+    if _is_frame(values):
+        return values
+    raise InputError(
+        f"{name} is a {type(values).__name__}, expected a dask array, dataframe, series or bag; what lies in this "
+        "process is for the estimator's own methods."
+    )
+
+
+def _is_frame(values):
+    return dask.is_dask_collection(values) and hasattr(values, "divisions") and hasattr(values, "map_partitions")
+
+
+def _as_partitioned(values, X, name):
+    """Return labels or weights in the partitions of X, as far as that can be told without computing."""
+    if values is None:
+        return None
+    if not dask.is_dask_collection(values):
+        if not isinstance(X, dask.array.Array) or np.isnan(X.shape[0]):
+            raise InputError(
+                f"{name} is a {type(values).__name__}, and how many samples each partition of X has is not known here; "
+                f"pass {name} as a dask collection with the partitions of X (a column of the same dataframe, a bag of "
+                "(x, y)), or call X.compute_chunk_sizes() on an array."
+            )
+        values = np.asarray(values)
+        _refuse_other_length(values, X, name)
+        return dask.array.from_array(values, chunks=(X.chunks[0], *((size,) for size in values.shape[1:])))
+    values = _whole_rows(values, name)
+    arrays = isinstance(X, dask.array.Array) and isinstance(values, dask.array.Array)
+    if arrays and not np.isnan(X.shape[0]) and not np.isnan(values.shape[0]):
+        _refuse_other_length(values, X, name)
+        return values.rechunk({0: X.chunks[0]})
+    return values
+
+
+def _refuse_other_length(values, X, name):
+    if values.shape[:1] != X.shape[:1]:
+        raise InputError(f"X has {X.shape[0]} samples and {name} has {values.shape[:1]}; pass one value for each.")
+
+
+def _answers(estimator, X, method):
+    check_is_fitted(estimator)
+    X = _whole_rows(X, "X")
+    # By name and not bound: the workers' copy of the estimator stays one object for all partitions.
+    small = dask.delayed(estimator._without_moments(), pure=False)
+    classes = getattr(estimator, "classes_", None)
+    wide = method == "predict_proba" or (method == "decision_function" and len(classes) > 2)
+    dtype = np.dtype(float)
+    if method == "predict":
+        dtype = np.dtype(object) if classes is None else classes.dtype
+    empty = np.empty((0, len(classes)) if wide else 0, dtype)
+    if isinstance(X, dask.array.Array):
+        return X.map_blocks(
+            answers_of_partition,
+            small,
+            method,
+            empty,
+            dtype=dtype,
+            drop_axis=list(range(1, X.ndim)),
+            new_axis=1 if wide else None,
+            chunks=(X.chunks[0], (len(classes),)) if wide else (X.chunks[0],),
+            meta=empty,
+        )
+    if isinstance(X, dask.bag.Bag):
+        return X.map_partitions(answers_of_bag, small, method, empty)
+    meta = _framed(empty, classes if wide else None, X._meta.index[:0])
+    return X.map_partitions(answers_of_frame, small, method, empty, meta=meta)
+
+
+def answers_of_partition(X, estimator, method, empty):
+    if not len(X):
+        return empty
+    with _turns():
+        return getattr(estimator, method)(X)
+
+
+def answers_of_bag(X, estimator, method, empty):
+    return list(answers_of_partition(X, estimator, method, empty))
+
+
+def answers_of_frame(X, estimator, method, empty):
+    answers = answers_of_partition(X, estimator, method, empty)
+    return _framed(answers, estimator.classes_ if answers.ndim == 2 else None, X.index)
+
+
+def _framed(answers, classes, index):
+    import pandas as pd
+
+    return pd.Series(answers, index) if classes is None else pd.DataFrame(answers, index, classes)

@@ -1,0 +1,170 @@
+"""Kinds of arrays that a saved file may hold: of known shape and dtype, finite, and labels."""
+
+import numpy as np
+import torch
+
+from faast_sklearn.errors import SavedFileError
+from faast_sklearn.persistence.fields import Field
+from faast_sklearn.persistence.streams import short
+
+__all__ = ["Array", "Labels", "Stacked"]
+
+
+class Array(Field):
+    """A tensor, or with ``numpy`` an ndarray, of one of ``dtypes`` and a shape.
+
+    Parameters
+    ----------
+    shape : str
+        A letter an axis, such as "cd". The same letter has the same length within a :class:`Record`.
+    dtypes : tuple of torch.dtype
+    numpy : bool, default=False
+    finite : bool, default=True
+        Whether infinities are refused; NaN always is.
+    least : float, optional
+        Least allowed value.
+    symmetric : bool, default=False
+        Write one triangle of a square matrix where the other is equal to the bit.
+    """
+
+    def __init__(self, shape, dtypes=(torch.float64,), *, numpy=False, finite=True, least=None, symmetric=False):
+        self.shape, self.dtypes, self.numpy = shape, dtypes, numpy
+        self.finite, self.least, self.symmetric = finite, least, symmetric
+
+    def pack(self, value, out):
+        """Write the tensor and name it."""
+        tensor = torch.from_numpy(np.ascontiguousarray(value)) if self.numpy else value.detach().cpu()
+        if self.symmetric and torch.equal(tensor, tensor.T):
+            rows = [tensor[i, : i + 1] for i in range(len(tensor))]
+            return {"triangle": out.put(torch.cat(rows)), "size": len(tensor)}
+        return out.put(tensor)
+
+    def unpack(self, node, source):
+        """Read and check it; lengths of axes are checked by the record that it is a part of."""
+        size = None
+        if self.symmetric and isinstance(node, dict):
+            node, size = node.get("triangle"), node.get("size")
+        return self.check(source.take(node), source, size)
+
+    def check(self, tensor, source, size=None):
+        """Return a tensor as it is asked for here, or raise SavedFileError."""
+        if tensor.dtype not in self.dtypes:
+            raise source.wrong(f"is {tensor.dtype}, expected {' or '.join(map(str, self.dtypes))}")
+        if size is not None:
+            tensor = self._square(tensor, size, source)
+        if tensor.ndim != len(self.shape):
+            raise source.wrong(f"has shape {tuple(tensor.shape)}, expected {len(self.shape)} axes")
+        if tensor.dtype.is_floating_point:
+            bad = ~torch.isfinite(tensor) if self.finite else torch.isnan(tensor)
+            if bool(bad.any()):
+                raise source.wrong("has values that are not finite")
+        if self.least is not None and tensor.numel() and bool((tensor < self.least).any()):
+            raise source.wrong(f"has values below {self.least}")
+        return tensor.numpy() if self.numpy else tensor
+
+    @staticmethod
+    def _square(packed, size, source):
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 31:
+            raise source.wrong(f"has size {short(size)}")
+        if packed.shape != (size * (size + 1) // 2,):
+            raise source.wrong(f"has shape {tuple(packed.shape)}, expected a triangle of {size} rows")
+        square = packed.new_empty((size, size))
+        start = 0
+        for i in range(size):
+            square[i, : i + 1] = packed[start : start + i + 1]
+            square[: i + 1, i] = square[i, : i + 1]
+            start += i + 1
+        return square
+
+    def lengths(self, value):
+        """Yield the letter and the length of each axis."""
+        return zip(self.shape, value.shape, strict=True)
+
+
+class Stacked(Field):
+    """A tuple of tensors that differ in their first axis alone, written as one.
+
+    Parameters
+    ----------
+    shape, dtypes
+        Of each, as :class:`Array` has them.
+    """
+
+    def __init__(self, shape, dtypes=(torch.float64,)):
+        self.whole = Array(shape, dtypes)
+
+    def pack(self, value, out):
+        """Write the tensors one after the other."""
+        if not value:
+            return None
+        return {"rows": self.whole.pack(torch.cat(list(value)), out), "lengths": [len(one) for one in value]}
+
+    def unpack(self, node, source):
+        """Read them."""
+        if node is None:
+            return ()
+        if not isinstance(node, dict) or not isinstance(node.get("lengths"), list):
+            raise source.wrong(f"is {short(node)}, expected stacked tensors")
+        whole, lengths = self.whole.unpack(node.get("rows"), source), node["lengths"]
+        if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(whole):
+            raise source.wrong(f"has {len(whole)} rows, which are not those of its parts")
+        return torch.split(whole, lengths)
+
+    def lengths(self, value):
+        """Yield the letter and the length of each axis but the first."""
+        return zip(self.whole.shape[1:], value[0].shape[1:], strict=True) if value else ()
+
+
+class Labels(Field):
+    """A one-dimensional ndarray of class labels, with its dtype: booleans, integers, floats or strings.
+
+    Parameters
+    ----------
+    sorted : bool, default=True
+        Whether they are in strictly ascending order.
+    """
+
+    shape = "c"
+    _KINDS = "biufUO"
+
+    def __init__(self, sorted=True):
+        self.sorted = sorted
+
+    def pack(self, value, out):
+        """Write the labels as a list."""
+        kinds = {type(label) for label in value.tolist()}
+        if value.dtype.kind not in self._KINDS or not kinds <= {bool, int, float, str}:
+            raise SavedFileError(
+                f"labels of dtype {value.dtype} and types {sorted(kind.__name__ for kind in kinds)} cannot be saved; "
+                "use strings, integers, floats or booleans."
+            )
+        return {"dtype": value.dtype.str, "labels": value.tolist()}
+
+    def unpack(self, node, source):
+        """Read the labels."""
+        if not isinstance(node, dict) or not isinstance(node.get("labels"), list):
+            raise source.wrong(f"is {short(node)}, expected labels")
+        labels, dtype = node["labels"], node.get("dtype")
+        if not all(isinstance(label, (bool, int, float, str)) for label in labels):
+            raise source.wrong("has labels that are neither numbers nor strings")
+        try:
+            dtype = np.dtype(dtype)
+            if dtype.kind not in self._KINDS or (dtype.kind == "U" and dtype.itemsize > 1 << 20):
+                raise TypeError(dtype)
+            array = np.array(labels, dtype=dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise source.wrong(f"has labels that are no {dtype}: {error}") from None
+        if array.shape != (len(labels),) or array.tolist() != labels:
+            raise source.wrong(f"has labels that are no {dtype}")
+        if self.sorted and len(array) > 1:
+            try:
+                ascending = bool(np.all(array[1:] > array[:-1]))
+            except TypeError:
+                ascending = False
+            if not ascending:
+                raise source.wrong("has labels that are not sorted")
+        return array
+
+    def lengths(self, value):
+        """Yield the letter and the length of the axis."""
+        yield "c", len(value)

@@ -1,0 +1,116 @@
+"""Which backbone an estimator uses, as a saved file may say it: by a public name and options, and in no other way.
+
+A file from elsewhere must not make this machine read its own folders, run code of a repository, or open what its
+author chose by a path. So a local folder, a module, and a repository whose code would run are never named in a file;
+whoever loads it passes them. Weights that are kept beside the file are found by their digest within its folder.
+"""
+
+import os
+import re
+
+import torch
+
+from faast_sklearn.backbones import as_handle, backbone
+from faast_sklearn.errors import FaastError, SavedFileError
+from faast_sklearn.persistence.fields import Options
+from faast_sklearn.persistence.stored_weights import STORED, open_stored, store_weights
+
+__all__ = ["pack_backbone", "unpack_backbone"]
+
+# A name in an index or on a hub: no drive, no root, no step up, at most "prefix:owner/name".
+_PUBLIC = re.compile(r"[a-z][a-z0-9_-]+:(hf[-_]hub:)?[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?\Z", re.ASCII)
+# Options whose strings name files.
+_FILES = ("weights", "base_config")
+
+
+def pack_backbone(estimator, out):
+    """Return how a file names the backbone of an estimator, whose weights are stored too if ``out`` says so.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With a parameter ``backbone``.
+    out : Sink
+
+    Returns
+    -------
+    None, str or dict
+        ``{"missing": why}`` for what a file must not name.
+    """
+    value = estimator.backbone
+    if value is None:
+        return None
+    out.backbones = True
+    if out.weights_folder is not None:
+        stored = store_weights(value, out.weights_folder)
+        out.weights.add(stored[STORED]["folder"])
+        return stored
+    try:
+        handle = as_handle(value)
+    except FaastError:
+        return {"missing": "a backbone that is not known here"}
+    if handle.module is not None:
+        return {"missing": f"a {type(handle.module).__name__} in memory"}
+    reason = _why_not(handle.spec, handle.options)
+    if reason is not None:
+        return {"missing": reason}
+    if isinstance(value, str) and not handle.options:
+        return value
+    return {"spec": handle.spec, "options": Options().pack(handle.options, out)}
+
+
+def unpack_backbone(node, source):
+    """Return the backbone parameter that a file names; nothing is opened or looked up.
+
+    Parameters
+    ----------
+    node : None, str or dict
+    source : Source
+
+    Raises
+    ------
+    SavedFileError
+        If it is a path, has options that name files or run code, or is a folder here.
+    """
+    if node is None:
+        return None
+    if isinstance(node, dict) and node.keys() == {STORED, "spec", "options"}:
+        return open_stored(node, source)
+    plain = isinstance(node, str)
+    if not plain and not (isinstance(node, dict) and node.keys() == {"spec", "options"} and type(node["spec"]) is str):
+        raise source.wrong(f"is {str(node)[:60]}, expected the name of a backbone")
+    spec, options = (node, {}) if plain else (node["spec"], Options().unpack(node["options"], source))
+    reason = _why_not(spec, options)
+    if reason is not None:
+        raise SavedFileError(
+            f"the saved file asks for {reason} as its backbone, {spec[:80]!r}, which load does not follow: pass the "
+            "one to use, load(path, backbone=...)."
+        )
+    try:
+        return spec if plain else backbone(spec, **options)
+    except (FaastError, TypeError) as error:
+        raise SavedFileError(f"the saved file's backbone cannot be named here: {error}") from error
+
+
+def _why_not(spec, options):
+    """Return what a file must not name about a backbone, or None."""
+    prefix, _, name = spec.partition(":")
+    if prefix != "bundled" and os.path.exists(name):
+        return "a local folder or file"
+    if not _PUBLIC.match(spec) or ".." in spec:
+        return "a place on a machine"
+    if options.get("trust_remote_code"):
+        return "a repository whose code would run"
+    for option, value in options.items():
+        if option in _FILES and value is not None:
+            return f"a local file, {option}="
+        if isinstance(value, torch.dtype) or not _plain(value):
+            return f"an option that is no number or string, {option}="
+        if isinstance(value, str) and (os.sep in value or "/" in value or "\\" in value or ".." in value):
+            return f"a place on a machine, {option}="
+    return None
+
+
+def _plain(value):
+    each = value if isinstance(value, tuple) else (value,)
+    return all(one is None or isinstance(one, (bool, int, float, str)) for one in each)

@@ -1,0 +1,287 @@
+"""Kinds of values that a saved file may hold; each one writes itself, and reads itself with every check there is.
+
+A field has ``pack(value, out)``, which returns what JSON knows and hands tensors to ``out``, and ``unpack(node,
+source)``, the way back. A file can name nothing that is not a field here: no class, no module, no path of code.
+"""
+
+import math
+import sys
+
+from faast_sklearn.persistence.streams import short
+
+__all__ = [
+    "Boolean",
+    "Field",
+    "Integer",
+    "Listed",
+    "Mapped",
+    "Maybe",
+    "Number",
+    "OneOf",
+    "Options",
+    "Raw",
+    "Record",
+    "Text",
+]
+
+
+class Field:
+    """A kind of value."""
+
+    def pack(self, value, out):
+        """Return ``value`` as JSON knows it; tensors go to ``out``."""
+        raise NotImplementedError
+
+    def unpack(self, node, source):
+        """Return the value, or raise SavedFileError."""
+        raise NotImplementedError
+
+
+class Number(Field):
+    """A float of at least ``least``; infinite only if ``infinite``."""
+
+    def __init__(self, least=-math.inf, infinite=False):
+        self.least, self.infinite = least, infinite
+
+    def pack(self, value, out):
+        """Write infinity by name, which JSON has no number for."""
+        value = float(value)
+        return value if math.isfinite(value) else repr(value)
+
+    def unpack(self, node, source):
+        """Read a number."""
+        if self.infinite and node in ("inf", "-inf"):
+            node = float(node)
+        elif isinstance(node, bool) or not isinstance(node, (int, float)) or not abs(node) <= sys.float_info.max:
+            raise source.wrong(f"is {short(node)}, expected a number")
+        if node < self.least:
+            raise source.wrong(f"is {node!r}, expected at least {self.least}")
+        return float(node)
+
+
+class Integer(Field):
+    """An int of at least ``least``."""
+
+    def __init__(self, least=0):
+        self.least = least
+
+    def pack(self, value, out):
+        """Write an integer of any library."""
+        return int(value)
+
+    def unpack(self, node, source):
+        """Read an integer."""
+        if isinstance(node, bool) or not isinstance(node, int) or not self.least <= node < 1 << 63:
+            raise source.wrong(f"is {short(node)}, expected an integer of at least {self.least}")
+        return node
+
+
+class Boolean(Field):
+    """True or False."""
+
+    def pack(self, value, out):
+        """Write a truth value of any library."""
+        return bool(value)
+
+    def unpack(self, node, source):
+        """Read a truth value."""
+        if not isinstance(node, bool):
+            raise source.wrong(f"is {short(node)}, expected true or false")
+        return node
+
+
+class Text(Field):
+    """A string."""
+
+    def pack(self, value, out):
+        """Write a string."""
+        return str(value)
+
+    def unpack(self, node, source):
+        """Read a string."""
+        if not isinstance(node, str):
+            raise source.wrong(f"is {short(node)}, expected a string")
+        return node
+
+
+class OneOf(Field):
+    """One of a few values that JSON knows, or of the kind of one of ``fields``."""
+
+    def __init__(self, *values, fields=()):
+        self.values, self.fields = values, fields
+
+    def pack(self, value, out):
+        """Write it by the first field that has its type."""
+        for known in self.values:
+            if type(value) is type(known) and value == known:
+                return value
+        return self.fields[0].pack(value, out)
+
+    def unpack(self, node, source):
+        """Read it."""
+        for known in self.values:
+            if type(node) is type(known) and node == known:
+                return node
+        if not self.fields:
+            raise source.wrong(f"is {short(node)}, expected one of {', '.join(map(repr, self.values))}")
+        return self.fields[0].unpack(node, source)
+
+
+class Maybe(Field):
+    """A value or None."""
+
+    def __init__(self, field):
+        self.field = field
+
+    def pack(self, value, out):
+        """Write it."""
+        return None if value is None else self.field.pack(value, out)
+
+    def unpack(self, node, source):
+        """Read it."""
+        return None if node is None else self.field.unpack(node, source)
+
+
+class Raw(Field):
+    """Bytes, in hexadecimal."""
+
+    def pack(self, value, out):
+        """Write bytes."""
+        return value.hex()
+
+    def unpack(self, node, source):
+        """Read bytes."""
+        try:
+            return bytes.fromhex(node)
+        except (TypeError, ValueError):
+            raise source.wrong(f"is {short(node)}, expected bytes") from None
+
+
+class Listed(Field):
+    """A tuple of values of one kind."""
+
+    def __init__(self, field):
+        self.field = field
+
+    def pack(self, value, out):
+        """Write them in order."""
+        packed = []
+        for i, one in enumerate(value):
+            with out.at(i):
+                packed.append(self.field.pack(one, out))
+        return packed
+
+    def unpack(self, node, source):
+        """Read them in order."""
+        if not isinstance(node, list):
+            raise source.wrong(f"is {short(node)}, expected a list")
+        values = []
+        for i, one in enumerate(node):
+            with source.at(i):
+                values.append(self.field.unpack(one, source))
+        return tuple(values)
+
+
+class Mapped(Field):
+    """A dict, in order, of keys and values of one kind each."""
+
+    def __init__(self, key, value):
+        self.pairs = Listed(_Pair(key, value))
+
+    def pack(self, value, out):
+        """Write it as pairs."""
+        return self.pairs.pack(value.items(), out)
+
+    def unpack(self, node, source):
+        """Read it."""
+        pairs = self.pairs.unpack(node, source)
+        if len(dict(pairs)) < len(pairs):
+            raise source.wrong("has a key twice")
+        return dict(pairs)
+
+
+class _Pair(Field):
+    def __init__(self, key, value):
+        self.fields = (key, value)
+
+    def pack(self, value, out):
+        return [field.pack(one, out) for field, one in zip(self.fields, value, strict=True)]
+
+    def unpack(self, node, source):
+        if not isinstance(node, list) or len(node) != 2:
+            raise source.wrong(f"is {short(node)}, expected a pair")
+        return tuple(field.unpack(one, source) for field, one in zip(self.fields, node, strict=True))
+
+
+class Options(Field):
+    """A dict of names to numbers, strings, truth values, None, and tuples of them."""
+
+    def pack(self, value, out):
+        """Write it as pairs."""
+        return [[name, list(one) if isinstance(one, tuple) else one] for name, one in value.items()]
+
+    def unpack(self, node, source):
+        """Read it."""
+        options = {}
+        for pair in node if isinstance(node, list) else [node]:
+            name, value = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+            values = value if isinstance(value, list) else [value]
+            if not isinstance(name, str) or not all(
+                v is None or isinstance(v, (bool, int, float, str)) for v in values
+            ):
+                raise source.wrong(f"is {short(pair)}, expected an option")
+            options[name] = tuple(value) if isinstance(value, list) else value
+        return options
+
+
+class Record(Field):
+    """An object of one class, made of named parts.
+
+    Parameters
+    ----------
+    make : callable
+        Called with the parts by name; a class, or a function that checks how they fit first. It may raise ValueError.
+    view : callable, optional
+        Returns an object that has the parts as attributes; by default the value itself.
+    **parts : Field
+        Part ``p`` is the attribute ``p``, or ``_p`` where there is none.
+    """
+
+    def __init__(self, make, *, view=None, **parts):
+        self.make, self.view, self.parts = make, view, parts
+
+    def pack(self, value, out):
+        """Write the parts."""
+        packed = {}
+        value = value if self.view is None else self.view(value)
+        for name, field in self.parts.items():
+            with out.at(name):
+                part = getattr(value, name) if hasattr(value, name) else getattr(value, f"_{name}")
+                packed[name] = field.pack(part, out)
+        return packed
+
+    def unpack(self, node, source):
+        """Read the parts, hold their shapes against one another, and make the object."""
+        parts = self.unpack_parts(node, source)
+        try:
+            return self.make(**parts)
+        except ValueError as error:
+            raise source.wrong(f"does not fit together: {error}") from error
+
+    def unpack_parts(self, node, source):
+        """Return the parts by name."""
+        if not isinstance(node, dict) or node.keys() != self.parts.keys():
+            found = sorted(node) if isinstance(node, dict) else short(node)
+            raise source.wrong(f"is {found}, expected {sorted(self.parts)}")
+        values, lengths = {}, {}
+        for name, field in self.parts.items():
+            with source.at(name):
+                value = values[name] = field.unpack(node[name], source)
+                inner = field.field if isinstance(field, (Maybe, Listed)) else field
+                each = value if isinstance(field, Listed) else () if value is None else (value,)
+                if hasattr(inner, "lengths"):
+                    for one in each:
+                        for letter, length in inner.lengths(one):
+                            if lengths.setdefault(letter, length) != length:
+                                raise source.wrong(f"has an axis of length {length}, expected {lengths[letter]}")
+        return values

@@ -1,0 +1,144 @@
+"""Estimators of scikit-learn, written by skops, with those of this library taken out of them and put back.
+
+skops trusts scikit-learn's estimators and arrays. What a ``ColumnTransformer`` or a fitted search holds of this library
+is exchanged for a mark that skops knows, so that nothing of ours needs to be trusted.
+"""
+
+import copy
+import io
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import Bunch
+
+from faast_sklearn.backbones.optional import require
+from faast_sklearn.errors import SavedFileError
+from faast_sklearn.persistence.arrays import Array
+
+__all__ = ["read_foreign", "write_foreign"]
+
+_MARK = "faast_sklearn"
+# Types within searches and calibrated classifiers that skops has not listed: plain holders of what it checks by itself.
+_HOLDERS = [
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.calibration._TemperatureScaling",
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
+]
+
+
+def write_foreign(estimator, out, is_ours):
+    """Write an estimator with skops.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Of scikit-learn.
+    out : Sink
+    is_ours : callable
+        Whether a part is to be taken out.
+
+    Returns
+    -------
+    name : str
+        Of the tensor that holds its bytes.
+    parts : list of estimator
+        What was taken out.
+
+    Raises
+    ------
+    SavedFileError
+        If skops does not know what is left to be safe.
+    MissingDependencyError
+        If skops is not installed.
+    """
+    skops = require("skops.io", "skops")
+    parts = []
+
+    def mark(part):
+        parts.append(part)
+        return FunctionTransformer(kw_args={_MARK: len(parts) - 1})
+
+    marked = _exchanged(estimator, is_ours, mark, {})
+    try:
+        data = skops.dumps(marked)
+        unknown = [name for name in skops.get_untrusted_types(data=data) if name not in _HOLDERS]
+    except Exception as error:  # whatever an estimator's own state makes of it
+        raise SavedFileError(f"{type(estimator).__name__} cannot be saved with skops: {error}") from error
+    if unknown:
+        raise SavedFileError(
+            f"{type(estimator).__name__} holds types that skops does not know to be safe, {unknown[:3]}; save it with "
+            "skops.io.dump, and name them as trusted when you load it."
+        )
+    return out.put(torch.from_numpy(np.frombuffer(data, np.uint8).copy())), parts
+
+
+def read_foreign(name, source, parts):
+    """Read an estimator that :func:`write_foreign` wrote.
+
+    Parameters
+    ----------
+    name : str
+    source : Source
+    parts : list of estimator
+        To be put back.
+
+    Raises
+    ------
+    SavedFileError
+    MissingDependencyError
+        If skops is not installed.
+    """
+    skops = require("skops.io", "skops")
+    data = Array("n", (torch.uint8,)).unpack(name, source)
+    try:
+        marked = skops.load(io.BytesIO(data.numpy().tobytes()), trusted=_HOLDERS)
+        return _exchanged(marked, _is_mark, lambda mark: parts[mark.kw_args[_MARK]], {})
+    except Exception as error:  # of a file that somebody made up
+        raise SavedFileError(f"a step that skops wrote cannot be read: {error}") from error
+
+
+def _is_mark(thing):
+    return type(thing) is FunctionTransformer and isinstance(thing.kw_args, dict) and _MARK in thing.kw_args
+
+
+def _exchanged(thing, chosen, exchange, done):
+    """Return a thing with all chosen parts exchanged, each one once; what holds none is returned itself."""
+    if id(thing) in done:
+        return done[id(thing)][0]
+    found = thing
+
+    def inner(part):
+        return _exchanged(part, chosen, exchange, done)
+
+    if chosen(thing):
+        found = exchange(thing)
+    elif isinstance(thing, BaseEstimator) or (_of_scikit_learn(thing) and hasattr(thing, "__dict__")):
+        state = {name: inner(part) for name, part in vars(thing).items()}
+        if any(state[name] is not part for name, part in vars(thing).items()):
+            found = copy.copy(thing)
+            found.__dict__.update(state)
+    elif type(thing) in (dict, Bunch):
+        parts = {key: inner(part) for key, part in thing.items()}
+        if any(parts[key] is not part for key, part in thing.items()):
+            found = parts if type(thing) is dict else Bunch(**parts)
+    elif type(thing) in (list, tuple):
+        parts = [inner(part) for part in thing]
+        if any(new is not part for new, part in zip(parts, thing, strict=True)):
+            found = type(thing)(parts)
+    elif isinstance(thing, np.ndarray) and thing.dtype == object:
+        parts = [inner(part) for part in thing.ravel()]
+        if any(new is not part for new, part in zip(parts, thing.ravel(), strict=True)):
+            found = np.empty(thing.shape, dtype=object)
+            found.ravel()[:] = parts
+    done[id(thing)] = (found, thing)  # which stays alive, so that its id stays its own
+    return found
+
+
+def _of_scikit_learn(thing):
+    # Not everything that holds an estimator is one, such as the pairs of a calibrated classifier.
+    return type(thing).__module__.startswith("sklearn.") and not isinstance(thing, (type, Bunch))

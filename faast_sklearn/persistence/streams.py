@@ -1,0 +1,100 @@
+"""What is written and read, part by part: tensors by the name of their place, and where in the file an error is."""
+
+from faast_sklearn.errors import SavedFileError
+
+__all__ = ["Sink", "Source", "short"]
+
+
+class Sink:
+    """Collects the tensors of a file that is being written.
+
+    Parameters
+    ----------
+    moments : bool
+        Whether moments go in.
+    weights_folder : Path, optional
+        Where the weights of backbones go, if they are to be kept too.
+
+    Attributes
+    ----------
+    tensors : dict of str to torch.Tensor
+    weights : set of str
+        Folders of weights that the file refers to.
+    backbones : bool
+        Whether the file names a backbone.
+    """
+
+    def __init__(self, moments=True, weights_folder=None):
+        self.moments = moments
+        self.weights_folder = weights_folder
+        self.tensors, self.weights, self.backbones = {}, set(), False
+        self._place = []
+
+    @property
+    def place(self):
+        """Where in the file the value at hand is."""
+        return ".".join(self._place)
+
+    def put(self, tensor):
+        """Take a tensor in, under the name of the place where it belongs."""
+        name = self.place
+        # Views would be written with all that they are views of.
+        self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        return name
+
+    def at(self, name):
+        """Name a part of what is written, for the time of a block."""
+        return _Place(self._place, name)
+
+
+class Source:
+    """Gives out the tensors of a file that is being read, each once, and says where a value is wrong.
+
+    Parameters
+    ----------
+    tensors : dict of str to torch.Tensor
+    folder : Path
+        Of the file; nothing outside it is looked at.
+    """
+
+    def __init__(self, tensors, folder):
+        self._tensors = dict(tensors)
+        self.folder = folder
+        self._place = []
+
+    @property
+    def left(self):
+        """Names of the tensors that nobody asked for."""
+        return sorted(self._tensors)
+
+    def take(self, name):
+        """Return the tensor of that name."""
+        if not isinstance(name, str) or name not in self._tensors:
+            raise self.wrong(f"names no tensor of the file: {name!r}")
+        return self._tensors.pop(name)
+
+    def at(self, name):
+        """Name a part of what is read, for the time of a block."""
+        return _Place(self._place, name)
+
+    def wrong(self, what):
+        """Return the error that says what is wrong with the value at hand."""
+        return SavedFileError(f"the saved file is not valid: {'.'.join(self._place) or 'it'} {what}.")
+
+
+class _Place:
+    def __init__(self, place, name):
+        self._stack, self._name = place, str(name)
+
+    def __enter__(self):
+        self._stack.append(self._name)
+
+    def __exit__(self, *error):
+        if error[0] is None or not issubclass(error[0], SavedFileError):
+            self._stack.pop()  # else the place is that of the error
+
+
+def short(node):
+    """Return the start of what a value looks like."""
+    text = repr(node)
+    return text if len(text) <= 60 else text[:57] + "..."
