@@ -18,11 +18,14 @@ DOCUMENTS = (
     "README.md",
     "docs/user_guide.md",
     "docs/caching.md",
+    "docs/scaling_out.md",
+    "docs/saving.md",
     "docs/model_selection.md",
     "docs/accuracy.md",
     "docs/language_models.md",
     "docs/backbones.md",
     "docs/how_it_works.md",
+    "docs/numerics.md",
     "docs/index.md",
 )
 
@@ -82,6 +85,20 @@ def test_model_selection_guide_runs():
     left = run("docs/model_selection.md")
     assert left["zero_shot"].predict(["a ripe banana", "a fast train"]).tolist() == ["fruit", "vehicle"]
     assert left["ours"].mean > 0.85
+
+
+def test_saving_guide_runs():
+    pytest.importorskip("skops")
+    left = run("docs/saving.md")
+    assert left["again"].n_samples_seen_ == 1797
+    np.testing.assert_array_equal(left["found"].predict(left["X"]), left["bagged"].predict(left["X"]))
+
+
+def test_scaling_out_guide_runs():
+    left = run("docs/scaling_out.md")
+    # "equals one fit of all samples to rounding"
+    whole = FaastClassifier().fit(left["X"], left["y"])
+    np.testing.assert_allclose(left["clf"].coef_, whole.coef_, rtol=1e-9, atol=1e-9 * np.abs(whole.coef_).max())
 
 
 def test_caching_guide_runs():
