@@ -533,6 +533,7 @@ print("BITS", classifier_bits(), text_bits(), answer_bits({folder!r}))
 """
 
 
+@pytest.mark.slow
 def test_the_same_again_is_the_same_to_the_bit_also_in_another_process(tiny_folder):
     folder = tiny_folder("llama")
     here = [classifier_bits(), text_bits(), answer_bits(folder)]
@@ -555,7 +556,7 @@ def _images():
     return list(np.random.default_rng(0).uniform(0, 255, (35, 64, 64, 3)).astype(np.uint8))
 
 
-@pytest.mark.parametrize("name", ["minilm", "efficientnet"])
+@pytest.mark.parametrize("name", ["minilm", pytest.param("efficientnet", marks=pytest.mark.slow)])
 def test_batches_of_any_size_give_the_features_of_one_at_a_time(name):
     X = TEXTS if name == "minilm" else _images()
     model = "bundled:minilm-l6" if name == "minilm" else backbone("bundled:efficientnet-lite0", image_size=64)
