@@ -150,7 +150,7 @@ def _refuse_overflow(part):
     """Raise NonFiniteError if features are finite but their squares are not."""
     if not part.scatter.trace() + part.weight * float(part.scatter.mean.square().sum()) < 1e300:
         raise NonFiniteError(
-            "features are so large that their squares overflow float64; divide them by a constant, "
+            "features (or weights) are so large that their squares overflow float64; divide them by a constant, "
             "or use normalize=True."
         )
 

@@ -15,7 +15,7 @@ from faast_sklearn.inputs import name_sample
 from faast_sklearn.loading import Loader
 from faast_sklearn.progress import Report
 
-__all__ = ["first_batch_size", "in_running_order", "stream_features"]
+__all__ = ["check_batch_size", "first_batch_size", "in_running_order", "stream_features"]
 
 _logger = logging.getLogger("faast_sklearn")
 
@@ -118,11 +118,24 @@ def first_batch_size(backbone, batch_size):
     ValueError
         If it is neither ``"auto"`` nor a positive integer.
     """
-    if isinstance(batch_size, str) and batch_size == "auto":
-        return backbone.default_batch_size
-    if isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool) and batch_size > 0:
-        return int(batch_size)
-    raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}.")
+    check_batch_size(batch_size)
+    return backbone.default_batch_size if isinstance(batch_size, str) else int(batch_size)
+
+
+def check_batch_size(batch_size):
+    """Raise ValueError if ``batch_size`` is neither ``"auto"`` nor a positive integer.
+
+    Examples
+    --------
+    >>> from faast_sklearn.batching import check_batch_size
+    >>> check_batch_size(0)
+    Traceback (most recent call last):
+    ...
+    ValueError: batch_size must be 'auto' or a positive integer, got 0.
+    """
+    number = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool) and batch_size > 0
+    if not number and not (isinstance(batch_size, str) and batch_size == "auto"):
+        raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}.")
 
 
 def in_running_order(backbone, samples, positions):

@@ -329,7 +329,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X):
-        """Return the logarithm of :meth:`predict_proba`.
+        """Return the logarithm of ``predict_proba``.
 
         Parameters
         ----------

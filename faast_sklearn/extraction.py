@@ -38,7 +38,8 @@ class _PlainSource:
         device = estimator.device
         automatic = device is None or (isinstance(device, str) and device == "auto")
         self.device = resolve_device("cpu" if automatic else device)
-        resolve_dtype(estimator.dtype, self.device)  # refused also where there is no backbone to run in it
+        # Refused also where there is no backbone to run in it.
+        resolve_dtype(getattr(estimator, "dtype", "auto"), self.device)
 
     def samples(self, X):
         """Return X as a finite two-dimensional array or tensor."""
@@ -255,8 +256,8 @@ class FrozenBackboneMixin:
     def _open_source(self, reset):
         # Refused also where there is no backbone to use them.
         as_cache(getattr(self, "cache", None))
-        check_batch_size(self.batch_size)
-        check_verbosity(self.verbose)
+        check_batch_size(getattr(self, "batch_size", "auto"))
+        check_verbosity(getattr(self, "verbose", 0))
         if self.backbone is None:
             return _PlainSource(self, reset)
         return _BackboneSource(self, reset)

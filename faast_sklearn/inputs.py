@@ -10,7 +10,7 @@ import torch
 from faast_sklearn.errors import InputError
 from faast_sklearn.sources import as_indexable, is_dataset
 
-__all__ = ["as_samples", "count_samples", "iter_chunks", "name_sample"]
+__all__ = ["as_samples", "count_samples", "iter_chunks", "name_sample", "refuse_single"]
 
 _EXPECTED = {
     "image": "a list or array of images or of paths",
@@ -30,7 +30,7 @@ def as_samples(X, modality):
         ``"image"``: PIL images, paths, HWC or HW arrays and CHW tensors (mixed as you like), one (n, h, w, c) or
         (n, h, w) array, or one (n, c, h, w) array or tensor. ``"text"``: strings, of which all are checked.
         ``"tensor"``: anything whose first axis counts samples. Datasets as in
-        :func:`~faast_sklearn.sources.as_indexable`. pandas objects are read by position, never by label.
+        :func:`~faast_sklearn.as_indexable`. pandas objects are read by position, never by label.
     modality : {"image", "text", "tensor"}
         What the backbone reads.
 
@@ -57,7 +57,7 @@ def as_samples(X, modality):
     ...
     faast_sklearn.errors.InputError: X[1] is None, expected str; drop such samples or fill them with ''.
     """
-    _reject_single(X, modality)
+    refuse_single(X, modality)
     if is_dataset(X):
         samples = as_indexable(X)
     elif hasattr(X, "columns") and np.ndim(X) == 2:
@@ -79,7 +79,22 @@ def as_samples(X, modality):
     return samples
 
 
-def _reject_single(X, modality):
+def refuse_single(X, modality):
+    """Raise InputError for what no samples can be in, whatever it holds: one sample, a mapping, a set, nothing at all.
+
+    Parameters
+    ----------
+    X : object
+    modality : {"image", "text", "tensor"}
+
+    Examples
+    --------
+    >>> from faast_sklearn.inputs import refuse_single
+    >>> refuse_single({3, 5}, "tensor")
+    Traceback (most recent call last):
+    ...
+    faast_sklearn.errors.InputError: X is a set, expected an array ... samples; a set has no order, so pass a list.
+    """
     expected = f"expected {_EXPECTED[modality]}"
     if X is None:
         raise InputError(f"X is None; {expected}.")
@@ -88,14 +103,22 @@ def _reject_single(X, modality):
         if modality == "image":
             remedy += ", or list a folder with image_folder(path)"
         raise InputError(f"X is one {type(X).__name__}, {expected}; {remedy}.")
+    if isinstance(X, Set):
+        raise InputError(f"X is a {type(X).__name__}, {expected}; a set has no order, so pass a list.")
     if isinstance(X, Mapping):
         raise InputError(f"X is a {type(X).__name__} with keys {list(X)[:8]}, {expected}; choose one, as in X['KEY'].")
     if _is_pil(X):
         raise InputError(f"X is one image, {expected}; put it into a list, [image].")
     if getattr(X, "shape", None) == ():
         raise InputError(f"X is a single value, {expected}.")
+    if not any(hasattr(X, name) for name in ("__iter__", "__getitem__", "__array__")) or isinstance(X, type):
+        raise InputError(f"X is a {type(X).__name__}, {expected}.")
     if hasattr(X, "toarray"):
         raise InputError(f"X is sparse, {expected}; pass X.toarray().")
+    if isinstance(X, torch.Tensor) and X.layout != torch.strided:
+        raise InputError(f"X is a sparse tensor, {expected}; pass X.to_dense().")
+    if isinstance(X, torch.Tensor) and X.device.type == "meta":
+        raise InputError(f"X is a tensor on the device 'meta', which holds no values; {expected}.")
     if isinstance(X, (np.ndarray, torch.Tensor)) and modality == "image":
         _check_image_block(X)
 
@@ -156,7 +179,20 @@ def _texts(samples):
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(_wrong_sample(i, text, "str", "''"))
+        if not text.isascii():
+            _refuse_half_characters(i, text)
     return texts
+
+
+def _refuse_half_characters(i, text):
+    """Raise InputError for a string that is no Unicode text: tokenizers read UTF-8, which it cannot be written in."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"X[{i}] has half a character, {text[error.start]!r}, at position {error.start}, which no tokenizer reads; "
+            "replace such with x.encode('utf-8', 'replace').decode('utf-8')."
+        ) from error
 
 
 def _images(samples):
@@ -220,7 +256,7 @@ def name_sample(i, sample):
 
 
 def count_samples(X):
-    """Count the samples of X; None for what can only be read once, an iterator or DataLoader.
+    """Count the samples of X; None for what can only be read once, an iterator or DataLoader, and for no samples.
 
     Examples
     --------
@@ -228,11 +264,13 @@ def count_samples(X):
     >>> count_samples(["a", "b"]), count_samples(iter("ab"))
     (2, None)
     """
+    if isinstance(X, (str, bytes, Mapping)):
+        return None  # letters, bytes and columns are no samples
     shape = getattr(X, "shape", None)
     if shape is None and hasattr(X, "__array__"):
         shape = np.asarray(X).shape
-    if shape is not None and len(shape):
-        return int(shape[0])
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
     if hasattr(X, "__len__") and hasattr(X, "__getitem__"):
         return len(X)
     return None
@@ -271,7 +309,10 @@ def iter_chunks(X, y=None, sample_weight=None):
     if y is None and is_dataset(X):
         X = as_indexable(X)
         y = X.labels()
-    if isinstance(X, (str, bytes, os.PathLike, Mapping, Set)) or count_samples(X) is not None or X is None:
+    # What cannot be samples is left to whoever knows what is expected.
+    no_batches = (str, bytes, os.PathLike, Mapping, Set)
+    single = X is None or isinstance(X, no_batches) or getattr(X, "shape", None) == () or _is_pil(X)
+    if single or count_samples(X) is not None:
         if y is None:
             raise InputError("This estimator requires y to be passed, but the target y is None.")
         yield _checked_chunk(X, y, sample_weight)

@@ -1,12 +1,13 @@
 """What one call tells its user while it runs and when it ends: a bar, and how many texts were cut."""
 
+import numbers
 import warnings
 
 import numpy as np
 
 from faast_sklearn.errors import MissingDependencyError, TruncationWarning
 
-__all__ = ["Report"]
+__all__ = ["Report", "check_verbosity"]
 
 
 class Report:
@@ -33,6 +34,8 @@ class Report:
 
     Raises
     ------
+    ValueError
+        If ``verbose`` is no number of at least 0.
     MissingDependencyError
         If ``verbose`` asks for a bar and tqdm is not installed.
 
@@ -47,6 +50,7 @@ class Report:
     """
 
     def __init__(self, *, verbose=0, description="", total=None):
+        check_verbosity(verbose)
         self.n_samples = 0
         self.n_truncated = 0
         self.longest = 0
@@ -102,6 +106,21 @@ class Report:
         self.close()
         if kind is None:
             self.warn(stacklevel=3)
+
+
+def check_verbosity(verbose):
+    """Raise ValueError if ``verbose`` is no number of at least 0.
+
+    Examples
+    --------
+    >>> from faast_sklearn.progress import check_verbosity
+    >>> check_verbosity("loud")
+    Traceback (most recent call last):
+    ...
+    ValueError: verbose must be 0, 1 or another number of at least 0, got 'loud'.
+    """
+    if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
+        raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
 
 
 def _bar(description, total):

@@ -1,4 +1,4 @@
-"""What FaastSeq2Seq answers, and what it says about data, parameters and models that it cannot use."""
+"""What FaastSeq2Seq answers, and what it does where texts are long, numbers overflow or memory is short."""
 
 import logging
 
@@ -11,13 +11,10 @@ from test_seq2seq import opened, pairs
 
 from faast_sklearn import FaastSeq2Seq
 from faast_sklearn.errors import (
-    BackboneError,
-    InputError,
     NonFiniteError,
     NotFittedWarning,
     OutOfMemoryError,
     TruncationWarning,
-    UnknownBackboneError,
 )
 
 CHOICES = ["red", "red house", "the cat ran", "blue"]
@@ -125,79 +122,7 @@ def test_a_tokenizer_without_a_padding_token_is_enough(name):
     assert tokenizer.pad_token is None
 
 
-# Data
-
-
-@pytest.mark.parametrize("method", ["fit", "partial_fit", "perplexity", "token_scores"])
-@pytest.mark.parametrize(
-    ("X", "y", "message"),
-    [
-        (["a cat", 3], ["dog", "cat"], r"X\[1\] is 3"),
-        (["a cat", None], ["dog", "cat"], r"X\[1\] is None"),
-        (["a cat", "a"], ["dog", 1.5], r"y\[1\] is 1\.5"),
-        (["a cat", "a"], ["dog", None], r"y\[1\] is None"),
-        (["a cat", "a"], ["dog"], "X has 2 samples and y has 1"),
-        (["a cat", "a"], ["dog", " "], r"y\[1\] is empty"),
-        (["a cat", "a"], ["", "dog"], r"y\[0\] is empty"),
-        (["a cat", ""], None, r"X\[1\] is empty"),
-        ([], [], "X has 0 samples"),
-        ([], None, "X has 0 samples"),
-        ("a cat", ["dog"], "X is one str"),
-        (["a cat"], "dog", "y is one str"),
-        (None, ["dog"], "X is None"),
-        ({"text": ["a"]}, ["dog"], r"choose one, as in X\['KEY'\]"),
-        (["a"], ["red " * 16], r"y\[0\] has 17 tokens with its end, and the model reads 16"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::faast_sklearn.errors.NotFittedWarning")
-def test_texts_that_cannot_be_are_named(method, X, y, message, gpt2):
-    seq2seq = FaastSeq2Seq(gpt2)
-    with pytest.raises(InputError, match=message):
-        getattr(seq2seq, method)(X, y)
-    assert not hasattr(seq2seq, "moments_")
-    with pytest.raises(NotFittedError):
-        seq2seq.forget(["a"], ["cat"])
-
-
-def test_other_texts_that_cannot_be(llama):
-    seq2seq = FaastSeq2Seq(llama, max_new_tokens=2).fit(*pairs(10))
-    before = dict(seq2seq.__dict__)
-    with pytest.raises(InputError, match=r"X\[1\] is 2"):
-        seq2seq.predict(["a", 2])
-    with pytest.raises(InputError, match="y is None; only scoring='negative_perplexity'"):
-        seq2seq.score(["a"])
-    with pytest.raises(InputError, match="X has 1 samples and y has 2"):
-        seq2seq.score(["a"], ["a", "b"])
-    endless = tiny_model("gpt2")
-    endless.config.eos_token_id = endless.generation_config.eos_token_id = None
-    with pytest.raises(InputError, match="a single token"):
-        FaastSeq2Seq((endless, NoEnd())).fit(["cat", "dog"])
-    for change in (seq2seq.fit, seq2seq.partial_fit, seq2seq.forget):
-        with pytest.raises(InputError, match="y has 2"):
-            change(["a"], ["a", "b"])
-    assert seq2seq.__dict__ == before
-    t5 = FaastSeq2Seq(opened("t5"))
-    with pytest.raises(InputError, match="encoder-decoder model learns from sources and targets"):
-        t5.fit(["a cat"])
-    bart = FaastSeq2Seq(opened("bart"), target="embedding")
-    with pytest.raises(InputError, match="final norm, and 'bart' models have none there; use target='residual'"):
-        bart.fit(["a cat"], ["dog"])
-
-
-class NoEnd:
-    """A tokenizer that ends no text."""
-
-    eos_token_id = pad_token_id = bos_token_id = None
-    all_special_ids = ()
-
-    def __init__(self):
-        self.inner = tiny_tokenizer("decoder")
-
-    def __call__(self, *args, **options):
-        return self.inner(*args, **options)
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
+# Data that are used as far as they can be (what cannot be used at all: test_bad_inputs.py)
 
 
 def test_long_sources_are_shortened_with_one_warning_and_answers_are_not(gpt2):
@@ -212,134 +137,7 @@ def test_long_sources_are_shortened_with_one_warning_and_answers_are_not(gpt2):
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{source}", r"lacks \{target\}"),
-        ("{target}", r"lacks \{source\}"),
-        ("{source} {goal} {target}", r"has the field \{goal\}"),
-        ("{target} {source}", "after {source}"),
-        (7, "template=7 is int"),
-        (lambda source: 3, r"X\[0\]: template returned int '3'"),
-        (lambda source: [{"role": "user", "content": source}], r"X\[0\]: .*no chat template"),
-    ],
-)
-def test_templates_that_cannot_be_are_named(template, message, llama):
-    seq2seq = FaastSeq2Seq(llama, template=template)
-    with pytest.raises(InputError, match=message):
-        seq2seq.fit(["a"], ["cat"])
-    with pytest.raises(InputError, match=message):
-        seq2seq.predict(["a"])
-    assert not hasattr(seq2seq, "moments_")
-
-
-@pytest.mark.parametrize(
-    ("choices", "message"),
-    [
-        (["a", "cat", "a"], r"choices\[2\] is 'a' again"),
-        (["a", ""], r"choices\[1\] is empty"),
-        ([], "at least one"),
-        ("cat", "list of strings"),
-        (["a", 3], r"choices\[1\] is 3"),
-        (["a", "red " * 16], r"choices\[1\] has 17 tokens"),
-    ],
-)
-def test_choices_that_cannot_be_are_named(choices, message, gpt2):
-    seq2seq = FaastSeq2Seq(gpt2).fit(*pairs(9)).set_params(choices=choices)
-    with pytest.raises(ValueError, match=message):
-        seq2seq.predict(["a"])
-
-
-def test_choice_probabilities_need_choices(llama):
-    with pytest.raises(ValueError, match="choices is None"):
-        FaastSeq2Seq(llama).choice_log_probabilities(["a"])
-
-
-# Parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("target", "residuals"),
-        ("target", None),
-        ("solver", "lasso"),
-        ("solver", ["ridge"]),
-        ("alpha", -1),
-        ("alpha", "automatic"),
-        ("alpha", float("nan")),
-        ("alpha", None),
-        ("memory_weight", -0.5),
-        ("memory_weight", float("inf")),
-        ("memory_weight", True),
-        ("learn_from", "prompt"),
-        ("scoring", "accuracy"),
-        ("batch_size", 0),
-        ("batch_size", "big"),
-    ],
-)
-def test_wrong_parameters_are_named(name, value, llama):
-    data = pairs(10)
-    seq2seq = FaastSeq2Seq(llama).fit(*data)
-    moments, samples = seq2seq.moments_, seq2seq.n_samples_seen_
-    seq2seq.set_params(**{name: value})
-    uses = [seq2seq.fit, seq2seq.partial_fit, seq2seq.forget, seq2seq.score, seq2seq.perplexity]
-    for use in uses:
-        with pytest.raises(ValueError, match=f"{name}.*{value!r}".replace("[", r"\[")):
-            use(*data)
-    assert (seq2seq.moments_, seq2seq.n_samples_seen_) == (moments, samples)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"num_beams": "two"}, "num_beams"),
-        ({"generation_config": {"temprature": 1.0}}, "temprature"),
-    ],
-)
-def test_wrong_settings_of_generation_are_named(options, message, llama):
-    with pytest.raises(ValueError, match=message):
-        FaastSeq2Seq(llama, **options).fit(*pairs(9)).predict(["a"])
-
-
-@pytest.mark.parametrize("value", [0, 1.5, True, "two"])
-def test_wrong_numbers_of_passes_are_named(value, llama):
-    with pytest.raises(ValueError, match=f"n_passes.*{value!r}"):
-        FaastSeq2Seq(llama, n_passes=value).fit(*pairs(9))
-
-
-def test_several_passes_need_all_samples_and_the_residual(llama):
-    with pytest.raises(ValueError, match="needs target='residual'"):
-        FaastSeq2Seq(llama, n_passes=2, target="embedding").fit(*pairs(9))
-    seq2seq = FaastSeq2Seq(llama, n_passes=2).fit(*pairs(20))
-    for change in (seq2seq.partial_fit, seq2seq.forget):
-        with pytest.raises(ValueError, match="n_passes=1"):
-            change(*pairs(20))
-
-
 # Models
-
-
-@pytest.mark.parametrize(
-    ("source", "error", "message"),
-    [
-        (lambda: (tiny_model("bert"), tiny_tokenizer()), BackboneError, "is no language model|no language-model head"),
-        (lambda: torch.nn.Linear(2, 2), BackboneError, "Linear is no language model"),
-        (lambda: tiny_model("llama"), BackboneError, "needs its tokenizer"),
-        (lambda: "timm:resnet18", BackboneError, "'timm:' has no language models"),
-        (lambda: "bundled:minilm-l6", BackboneError, "is no language model"),
-        (lambda: "/nowhere/at/all", UnknownBackboneError, "no existing path"),
-        (lambda: 3, UnknownBackboneError, "backbone=3 is int"),
-        (lambda: None, UnknownBackboneError, "backbone=None"),
-    ],
-)
-def test_what_is_no_language_model_is_refused(source, error, message):
-    seq2seq = FaastSeq2Seq(source())
-    for use in (seq2seq.fit, seq2seq.partial_fit, seq2seq.perplexity):
-        with pytest.raises(error, match=message):
-            use(["a"], ["cat"])
-    assert not hasattr(seq2seq, "moments_")
 
 
 @pytest.mark.parametrize(("dtype", "remedy"), [("bfloat16", "try dtype='float32'"), ("float32", "values are finite")])

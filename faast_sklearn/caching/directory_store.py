@@ -1,6 +1,7 @@
 """Features in a directory: one SQLite file that threads and processes share."""
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -20,6 +21,8 @@ _logger = logging.getLogger("faast_sklearn")
 _FILE = "features-1.sqlite"  # another layout gets another number, so that versions do not meet
 _PATIENCE = 30.0  # seconds to wait for another process's transaction of milliseconds
 _REST = 60.0  # seconds to do without a file that cannot be used
+# What a full disk or table of open files answers: it may pass, unlike a wrong path.
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE") if hasattr(errno, name)}
 _AT_ONCE = 500  # keys a statement; older versions of SQLite take 999 parameters
 _SLACK = 0.1  # share of the bound that is freed at a time
 _UNCHECKED = 0.01  # share of the bound that may be written between two looks at it
@@ -76,7 +79,7 @@ class DirectoryStore:
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
             # Without a file to share there is nobody to share the work with.
-            new, others = self._run(_claim, part, self._owner(), self.directory, default=(part, []))
+            new, others = self._run(_claim, part, self._owner, self.directory, default=(part, []))
             won += new
             theirs += others
         return won, theirs
@@ -142,6 +145,8 @@ class DirectoryStore:
             with open(self._path, "ab"):
                 pass
         except OSError as error:
+            if error.errno in _FULL:
+                raise sqlite3.OperationalError(error.strerror) from error
             raise InputError(
                 f"cache={str(self.directory)!r} cannot be written ({error.strerror or error}); name a directory that "
                 "can, or use cache='memory'."
@@ -220,6 +225,7 @@ def _touch(connection, keys):
 
 
 def _claim(connection, keys, owner, directory):
+    owner = owner()  # its lock file is one more that a full disk may not hold
     process = owner.partition(":")[0]
     won, theirs, gone = [], [], {}
     with _transaction(connection):

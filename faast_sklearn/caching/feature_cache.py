@@ -87,7 +87,7 @@ class FeatureCache:
         self.store.clear()
 
     def count(self, hits=0, misses=0):
-        """Add to :attr:`hits` and :attr:`misses`."""
+        """Add to ``hits`` and ``misses``."""
         with self._count_lock:
             self.hits += hits
             self.misses += misses

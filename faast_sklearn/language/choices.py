@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Iterable, Mapping, Set
 
 import numpy as np
 import torch
@@ -185,7 +186,8 @@ def _wide(logits):
 
 
 def _checked(choices):
-    if choices is None or isinstance(choices, (str, bytes)):
+    # A set has no order that would stay the same.
+    if isinstance(choices, (str, bytes, Mapping, Set)) or not isinstance(choices, Iterable):
         raise InputError(f"choices must be a list of strings, got {choices!r}.")
     choices = list(choices)
     if not choices:

@@ -1,6 +1,7 @@
 """Answers written by the model itself, token by token, many prompts at once."""
 
 import numbers
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -163,8 +164,12 @@ def _settings(generation_config):
         settings = {
             k: v for k, v in generation_config.to_dict().items() if v is not None and k != "transformers_version"
         }
-    else:
+    elif isinstance(generation_config, Mapping):
         settings = dict(generation_config)
+    else:
+        raise ValueError(
+            f"generation_config must be None, a dict or a transformers.GenerationConfig, got {generation_config!r}."
+        )
     for name in settings:
         if name not in known:
             raise ValueError(f"generation_config has {name!r}, which transformers does not know.")

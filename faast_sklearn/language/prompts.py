@@ -11,7 +11,7 @@ from faast_sklearn.inputs import as_samples
 from faast_sklearn.language.exchanges import Exchange, Exchanges
 from faast_sklearn.language.templates import Turn, chat_turn, renderer
 
-__all__ = ["Exchange", "Exchanges", "Prompts"]
+__all__ = ["Exchange", "Exchanges", "Prompts", "targets_of"]
 
 # Fast tokenizers keep padding and truncation as state, and models share theirs; each call is short.
 _lock = threading.Lock()
@@ -89,7 +89,7 @@ class Prompts:
             Not strings, other lengths, an empty target, a target that alone is too long, or a template that leaves
             no room.
         """
-        sources, targets = as_samples(X, "text"), _targets(y)
+        sources, targets = as_samples(X, "text"), targets_of(y)
         if len(sources) != len(targets):
             raise InputError(f"X has {len(sources)} samples and y has {len(targets)}; pass one target for each source.")
         for i, target in enumerate(targets):
@@ -286,8 +286,23 @@ class Prompts:
         return self._tokenize([turn.after])[0][-1:] if turn is not None and turn.after else []
 
 
-def _targets(y):
+def targets_of(y):
+    """Return targets as a list of strings; errors call them y.
+
+    Raises
+    ------
+    InputError
+        As :func:`~faast_sklearn.inputs.as_samples`.
+
+    Examples
+    --------
+    >>> from faast_sklearn.language.prompts import targets_of
+    >>> targets_of(["chat", 3])
+    Traceback (most recent call last):
+    ...
+    faast_sklearn.errors.InputError: y[1] is 3 (int), expected str; convert it first, str(x).
+    """
     try:
         return as_samples(y, "text")
     except InputError as error:
-        raise InputError(re.sub(r"^X\b", "y", str(error)).replace("pass X[", "pass y[")) from error
+        raise InputError(re.sub(r"\bX(?=[\[.]| is a?| has )", "y", str(error))) from error
