@@ -423,6 +423,7 @@ def test_other_weights_are_told_once_and_the_same_in_another_precision_are_not(p
         load(path, backbone=model).predict(["the cat"])
 
 
+@pytest.mark.filterwarnings("ignore:Importing from timm:FutureWarning")  # of open_clip's older releases
 def test_a_backbone_that_cannot_be_opened_does_not_lose_what_was_learnt(path, tiny_folder, tmp_path):
     import shutil
 
