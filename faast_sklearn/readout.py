@@ -199,6 +199,8 @@ def _symmetric(matrix):
 
 def _left_out_scores(solution, moments, fitted, intercept):
     """Return class means (c, c) and pooled within-class covariance of left-out scores, shares subtracted."""
+    if moments.weight < 2.0**-900:
+        moments = moments.scale(2.0**1000)  # only ratios of weights count, and these are too small to divide by
     counts, n, c = moments.counts, moments.weight, len(moments.counts)
     inflation = _inflation(solution, moments, intercept)
     targets = np.eye(c) - counts / n

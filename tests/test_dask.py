@@ -213,7 +213,10 @@ def test_predictions_are_lazy_and_of_the_kind_of_x(local, binary):
         answers = getattr(fd, method)(clf, frames()[PIXELS])
         found = answers.compute()
         assert found.index.equals(rows.index)
-        np.testing.assert_array_equal(found.to_numpy(), expected)
+        if method == "predict":
+            np.testing.assert_array_equal(found.to_numpy(), expected)
+        else:  # products of other numbers of rows differ in the last digit with some BLAS
+            np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-9, atol=1e-12)
         assert answers._meta.ndim == expected.ndim
         if expected.ndim == 2:
             assert answers.columns.tolist() == clf.classes_.tolist()
