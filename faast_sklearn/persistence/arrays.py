@@ -72,7 +72,7 @@ class Array(Field):
         start = 0
         for i in range(size):
             square[i, : i + 1] = packed[start : start + i + 1]
-            square[: i + 1, i] = square[i, : i + 1]
+            square[:i, i] = square[i, :i]
             start += i + 1
         return square
 
