@@ -92,6 +92,14 @@ def test_an_expansion_that_was_chosen_is_kept(path):
     np.testing.assert_array_equal(theirs.predict_proba(DIGITS), ours.predict_proba(DIGITS))
 
 
+def test_a_symmetric_scatter_comes_back_whole(path):
+    X = np.random.default_rng(0).standard_normal((3000, 6))
+    ours = FaastClassifier().fit(X, X[:, 0] > 0)
+    matrix = ours.moments_.scatter.matrix()
+    assert matrix.equal(matrix.T)
+    assert through(ours, path).moments_.scatter.matrix().equal(matrix)
+
+
 def test_a_dense_scatter_is_written_as_one_triangle(path):
     X, y = load_digits(return_X_y=True)
     X, y = np.tile(X, (3, 1)), np.tile(y, 3)
