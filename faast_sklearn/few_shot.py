@@ -1,7 +1,7 @@
 """Few-shot evaluation: accuracy over many small tasks drawn from labelled samples.
 
 A frozen backbone sees each sample once. Episodes of a plain :class:`~faast_sklearn.FaastClassifier` are then solved all
-at once (:mod:`faast_sklearn.episodes`); any other classifier is fitted and scored episode by episode.
+at once (module ``faast_sklearn.episodes``); any other classifier is fitted and scored episode by episode.
 """
 
 import inspect
@@ -98,7 +98,7 @@ def few_shot_score(estimator, X, y, *, n_way=5, n_shot=5, n_query=15, n_episodes
     y : array-like of shape (n,)
         Labels.
     n_way, n_shot, n_query, n_episodes, random_state
-        As in :func:`~faast_sklearn.episodes.sample_episodes`. The episodes depend on y and on these alone, so
+        As in :func:`~faast_sklearn.few_shot.sample_episodes`. The episodes depend on y and on these alone, so
         estimators evaluated with the same integer ``random_state`` are compared on the same episodes.
     n_jobs : int, optional
         Processes of episodes that are solved one by one.

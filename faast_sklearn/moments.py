@@ -132,7 +132,7 @@ class ClassMoments:
 
     @classmethod
     def from_codes(cls, X, codes, classes, sample_weight=None):
-        """Compute the moments of rows labelled by their position in sorted ``classes``; see :meth:`from_rows`.
+        """Compute the moments of rows labelled by their position in sorted ``classes``; see ``from_rows``.
 
         Classes without a row of positive weight are left out.
         """

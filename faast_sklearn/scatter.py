@@ -125,7 +125,7 @@ class Scatter:
         return sum(len(f) for f in self._factors)
 
     def factor_rows(self):
-        """Return the factor rows that are not yet squared, of shape (r, d); all of T where :attr:`is_small`."""
+        """Return the factor rows that are not yet squared, of shape (r, d); all of T where ``is_small``."""
         if not self._factors:
             return self.mean.new_zeros((0, self.n_features))
         if len(self._factors) == 1:

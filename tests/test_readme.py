@@ -27,6 +27,10 @@ DOCUMENTS = (
     "docs/how_it_works.md",
     "docs/numerics.md",
     "docs/index.md",
+    "docs/get_started.md",
+    "docs/choosing_a_backbone.md",
+    "docs/add_a_backbone.md",
+    "docs/troubleshooting.md",
 )
 
 
@@ -103,6 +107,34 @@ def test_scaling_out_guide_runs():
 
 def test_caching_guide_runs():
     run("docs/caching.md")
+
+
+def test_front_page_runs():
+    assert run("docs/index.md")["clf"].classes_.tolist() == ["bad", "good", "question"]
+
+
+def test_get_started_runs(stand_ins):
+    left = run("docs/get_started.md")
+    assert left["clf"].score(left["test"], left["y_test"]) > 0.6
+    assert left["load"]("opinion.safetensors").classes_.tolist() == left["opinion"].classes_.tolist()
+
+
+def test_choosing_a_backbone_runs():
+    assert run("docs/choosing_a_backbone.md")["scores"].mean() > 0.5
+
+
+def test_add_a_backbone_runs(monkeypatch):
+    from faast_sklearn.backbones import registry
+
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    left = run("docs/add_a_backbone.md")
+    assert left["whole"].shape == (200, 16)
+    assert "X[1]" in str(left["refused"])
+
+
+def test_troubleshooting_runs():
+    (condition,) = run("docs/troubleshooting.md")["condition"]
+    assert "condition number" in condition
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ class Backbone(ABC):
         """Return a digest of everything that decides the features, for caches.
 
         Covers the class, its attributes (settings, preprocessing, tokeniser), precision, the module's code and its
-        weights; :mod:`~faast_sklearn.backbones.fingerprints` says how. The device does not count.
+        weights; the module ``faast_sklearn.backbones.fingerprints`` says how. The device does not count.
 
         Returns
         -------

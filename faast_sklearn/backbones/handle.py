@@ -30,7 +30,7 @@ _MODULE_OPTIONS = ("modality", "pooling", "max_length", "truncation", "layer", "
 
 
 class BackboneHandle:
-    """Names a backbone without opening it. Make one with :func:`backbone`.
+    """Names a backbone without opening it. Make one with :func:`faast_sklearn.backbone`.
 
     Immutable, hashable, compared by spec and options (modules: by identity). ``clone``, ``copy``
     and ``deepcopy`` return the handle itself, so that every clone of an estimator shares one open
