@@ -178,8 +178,8 @@ class ClassMoments:
             # A single row lies at its own mean.
             scatter = Scatter(total, mean, None, (torch.as_tensor(centred),) if n > 1 else ())
         else:
-            offset = torch.as_tensor(offset)
-            scatter = Scatter(total, mean, mirror(dense).addr_(offset, offset, alpha=-total))
+            offset = torch.as_tensor(total**0.5 * offset)  # so that the product is symmetric to the bit
+            scatter = Scatter(total, mean, mirror(dense).addr_(offset, offset, alpha=-1))
         means = shift + sums / _like(X, np.where(counts > 0, counts, 1.0))[:, None]
         return cls(classes, counts, rows.astype(np.int64), torch.as_tensor(means), scatter)._compact()
 

@@ -87,6 +87,7 @@ def test_few_shot_images(play):
     assert len(curve.axes[0].lines) == 3
 
 
+@pytest.mark.slow
 def test_grid_search_cache(play):
     found, (cost, path) = play("plot_grid_search_cache")
     assert found["cache"].misses == len(found["images"]) == len(found["later"])
@@ -139,6 +140,7 @@ def test_online_learning(play):
     assert texts(mistake.axes[0]) == [f"{score:.1%}" for score in (before, wrong, after)]
 
 
+@pytest.mark.slow
 def test_sharing(play):
     found, (figure,) = play("plot_sharing")
     assert found["same"]
