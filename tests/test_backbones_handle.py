@@ -78,12 +78,12 @@ def state_hash(module):
     return digest.hexdigest()
 
 
-def test_importing_the_package_imports_no_model_library():
+def test_importing_the_package_imports_no_model_library_and_no_plots():
     code = (
         "import sys, torch, sklearn.base; before = set(sys.modules);"
-        "import faast_sklearn.backbones as b; b.backbone('hf:x/y');"
+        "import faast_sklearn.backbones as b, faast_sklearn.display; b.backbone('hf:x/y');"
         "b.list_backbones('bundled:*'); new = set(sys.modules) - before;"
-        "print(sorted(new & {'timm', 'torchvision', 'transformers', 'PIL', 'tqdm', 'pandas'}))"
+        "print(sorted(new & {'timm', 'torchvision', 'transformers', 'PIL', 'tqdm', 'pandas', 'matplotlib'}))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -66,7 +66,7 @@ def search(estimator, grid, X, y):
     return GridSearchCV(estimator, grid, cv=5).fit(X, y)
 
 
-@pytest.mark.parametrize("kind", ["pipeline", "classifier"])
+@pytest.mark.parametrize("kind", [pytest.param("pipeline", marks=pytest.mark.slow), "classifier"])
 def test_a_search_with_two_workers_encodes_each_image_once(tmp_path, kind):
     X, y = images(400)
     handle = backbone(Logging(tmp_path / "log"), modality="image")
@@ -200,6 +200,7 @@ def test_forks_use_the_cache_of_their_parent(tmp_path):
     assert parent.exitcode == 0
 
 
+@pytest.mark.slow
 def test_an_owner_is_alive_while_its_process_is(tmp_path):
     mine = process_owner(tmp_path)
     assert process_owner(tmp_path) == mine
@@ -221,6 +222,7 @@ def test_an_owner_is_alive_while_its_process_is(tmp_path):
     assert not list(tmp_path.glob("owner-*"))
 
 
+@pytest.mark.slow
 def test_a_child_does_not_keep_its_dead_parent_alive(tmp_path):
     code = textwrap.dedent(f"""
         import os, sys, time

@@ -408,6 +408,7 @@ class Killer(threading.Thread):
         os.kill(self.victim, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_lost_worker_costs_its_own_partitions_and_nothing_else(client, tmp_path):
     n, size, log = 40, 30, tmp_path / "log"
     rows = np.column_stack([np.repeat(np.arange(n), size), X[: n * size]])

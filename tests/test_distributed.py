@@ -170,6 +170,7 @@ def _learns_texts(rank, size):
     return out
 
 
+@pytest.mark.slow
 def test_ranks_teach_one_language_model(on_ranks):
     from test_seq2seq import logits, opened, pairs
 

@@ -128,7 +128,7 @@ def test_a_search_never_copies_a_module(how):
     assert open_count() == before + 1
 
 
-@pytest.mark.parametrize("spec", ["bundled:minilm-l6", None])
+@pytest.mark.parametrize("spec", [pytest.param("bundled:minilm-l6", marks=pytest.mark.slow), None])
 def test_a_parallel_search_equals_a_serial_one_and_opens_once_a_worker(spec):
     X, y = (TEXTS, TOPICS) if spec else (ROWS, DIGITS)
     get_reusable_executor().shutdown(wait=True)  # workers of other tests have opened what those needed
@@ -216,6 +216,7 @@ def test_pickles_hold_statistics_and_no_weights(kind):
     assert len(pickle.dumps(clf)) < 2000
 
 
+@pytest.mark.slow
 def test_importing_and_unpickling_load_no_model_library_and_open_nothing(tmp_path):
     path = tmp_path / "clf.pkl"
     path.write_bytes(pickle.dumps(FaastClassifier("bundled:minilm-l6", device="cpu").fit(TEXTS, TOPICS)))

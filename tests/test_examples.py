@@ -55,6 +55,7 @@ def test_quickstart_learns_a_folder_and_draws(photos, tmp_path):
         assert len(image.convert("RGB").getcolors(2**24)) > 50
 
 
+@pytest.mark.slow
 def test_image_benchmark_prints_ratios(tmp_path):
     out = start("benchmarks/images.py", "--n", 8, "--repeats", 1, cwd=tmp_path)
     found = re.findall(r"^(\w+): 8 on .*loop ([\d.]+) s .*fit ([\d.]+) s.*ratio ([\d.]+)$", out, flags=re.MULTILINE)
@@ -74,12 +75,14 @@ def test_dask_benchmark_prints_a_ratio_and_equal_coefficients(tmp_path):
     assert float(re.search(r"largest: (\S+)", out)[1]) < 1e-9
 
 
+@pytest.mark.slow
 def test_few_shot_benchmark_prints_ratios_and_equal_accuracies(tmp_path):
     small = ("--rows", 400, "--features", 64, "--episodes", 20, "--looped", 10, "--repeats", 1, "--threads", 1)
     out = start("benchmarks/few_shot.py", *small, cwd=tmp_path)
     assert "equal accuracies: True" in out
 
 
+@pytest.mark.slow
 def test_selection_benchmark_prints_ratios_and_equal_errors(tmp_path):
     small = ("--rows", 1000, "--features", 40, "--classes", 4, "--repeats", 1)
     out = start("benchmarks/selection.py", *small, cwd=tmp_path)
@@ -87,6 +90,7 @@ def test_selection_benchmark_prints_ratios_and_equal_errors(tmp_path):
     assert float(re.search(r"scikit-learn's Ridge: (\S+)", out)[1]) < 1e-8
 
 
+@pytest.mark.slow
 def test_accuracy_and_novelty_benchmarks_print_tables(tmp_path):
     out = start("benchmarks/accuracy.py", "--sets", 1, "--draws", 1, cwd=tmp_path)
     rows = re.findall(r"^\| (\w+) \| (.+) \|$", out, flags=re.MULTILINE)
@@ -118,6 +122,7 @@ def translation_rows(out):
     return {name: [float(cell) if cell else None for cell in cells] for name, *cells in rows}
 
 
+@pytest.mark.slow
 def test_translation_learns_a_table_of_pairs(pairs, tiny_folder, tmp_path):
     pytest.importorskip("sacrebleu")
     table = tmp_path / "table.md"
@@ -135,6 +140,7 @@ def test_translation_learns_a_table_of_pairs(pairs, tiny_folder, tmp_path):
     assert target == " ".join([source.split()[-1]] * 2)
 
 
+@pytest.mark.slow
 def test_translation_names_the_line_without_a_target(pairs, tmp_path):
     pytest.importorskip("sacrebleu")
     pairs.write_text(pairs.read_text() + "a source alone\n", encoding="utf-8")

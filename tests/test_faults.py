@@ -301,7 +301,7 @@ def count_of(monkeypatch, stage, clf, call):
 
 def cases():
     """One error at each stage, in turn; in the slow run all of them, and the calls that pass the same stages again."""
-    seldom = {("memory", call) for call in CALLS if call != "fit"} | {("directory", "score")}
+    seldom = {(kind, call) for kind in ("memory", "directory") for call in CALLS if call != "fit"}
     seldom |= {("batches", "predict"), ("batches", "score")}
     for kind, call in itertools.product(KINDS, CALLS):
         yield pytest.param(kind, call, 1, marks=[pytest.mark.slow] if (kind, call) in seldom else [])
@@ -495,9 +495,14 @@ class Fits(Squares):
 M = 7
 
 
-@pytest.mark.parametrize(
-    ("most", "batch_size"), [*((most, "auto") for most in range(M + 1)), *((most, M) for most in (2, 5))]
-)
+def sizes_that_fit():
+    """Every number of samples that fits; all but the ends and one between them in the slow run."""
+    for most, batch_size in [*((most, "auto") for most in range(M + 1)), *((most, M) for most in (2, 5))]:
+        usual = (most, batch_size) in [(0, "auto"), (1, "auto"), (5, M)]
+        yield pytest.param(most, batch_size, marks=[] if usual else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("most", "batch_size"), list(sizes_that_fit()))
 def test_out_of_memory_at_every_batch_size(most, batch_size):
     module = Fits(M)
     whole = FaastClassifier(module, device="cpu", batch_size=batch_size).fit(X[:M], Y[:M])
@@ -522,7 +527,7 @@ def test_out_of_memory_at_every_batch_size(most, batch_size):
     np.testing.assert_allclose(clf.predict_proba(TEST), whole.predict_proba(TEST), rtol=1e-6)
 
 
-@pytest.mark.parametrize("most", range(5))
+@pytest.mark.parametrize("most", [0, 1, *(pytest.param(most, marks=pytest.mark.slow) for most in (2, 3, 4))])
 def test_out_of_memory_at_every_batch_size_of_a_language_model(most):
     model, tokenizer = opened("llama")
     whole = FaastSeq2Seq((model, tokenizer), alpha=0.1, memory_weight=1.0, batch_size=4).fit(*TOLD)
