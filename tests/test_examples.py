@@ -91,6 +91,34 @@ def test_selection_benchmark_prints_ratios_and_equal_errors(tmp_path):
 
 
 @pytest.mark.slow
+def test_speed_is_one_table_of_ratios(tmp_path):
+    out = start("benchmarks/speed.py", "--small", "--repeats", 1, "--device", "cpu", cwd=tmp_path)
+    rows = re.findall(r"^\| (.*) \| (.+) \| ([\d.e+]+) (s|ms|µs) \| (\S*) \| (.*) \|$", out, flags=re.MULTILINE)
+    units = {"s": 1, "ms": 1e-3, "µs": 1e-6}
+    parts, ours = [], None
+    for title, name, number, unit, ratio, share in rows:
+        seconds = float(number) * units[unit]
+        if title:
+            parts.append(name)
+            ours, ratio = seconds, ratio or 1
+        # Times are printed with three digits, so their ratio is about the ratio.
+        assert seconds / ours == pytest.approx(float(ratio), rel=0.02)
+        assert not share or float(share.removesuffix(" GFLOP/s").replace(",", "")) > 0
+    assert parts.count("product") == 2
+    assert parts[2:] == [
+        "`fit` and solve",
+        "`predict`",
+        "`fit` and solve",
+        *["`partial_fit`"] * 2,
+        '`alpha="auto"`',
+        *["`predict`"] * 2,
+        "`few_shot_score`",
+        "`alpha_path`",
+    ]
+    assert {"the backbone alone", "pinv by SVD, float32", "RidgeClassifier"} <= {name for _, name, *_ in rows}
+
+
+@pytest.mark.slow
 def test_accuracy_and_novelty_benchmarks_print_tables(tmp_path):
     out = start("benchmarks/accuracy.py", "--sets", 1, "--draws", 1, cwd=tmp_path)
     rows = re.findall(r"^\| (\w+) \| (.+) \|$", out, flags=re.MULTILINE)

@@ -42,13 +42,11 @@ def measure(what, network, samples, labels, args):
     opened = network.open(args.device)
     size = opened.default_batch_size
 
+    # Texts of like length share a batch, as in fit; otherwise padding alone would decide.
+    ordered = sorted(samples, key=len, reverse=True) if what == "texts" else samples
+
     def bare():
-        # Texts of like length share a batch, as in fit; otherwise padding alone would decide.
-        ordered = sorted(samples, key=len, reverse=True) if what == "texts" else samples
-        for start in range(0, len(ordered), size):
-            items = [opened.load(sample) for sample in ordered[start : start + size]]
-            features = opened.forward(opened.collate(items))
-        features.cpu()  # waits for the device
+        bare_pass(opened, ordered, size)
 
     def fit():
         classifier = FaastClassifier(network, batch_size=size, device=args.device)
@@ -67,6 +65,14 @@ def measure(what, network, samples, labels, args):
         f"{what}: {len(samples)} on {opened.device}, batches of {size}: "
         f"bare loop {loop:.3f} s ({len(samples) / loop:.0f}/s), fit {learning:.3f} s, ratio {learning / loop:.3f}"
     )
+
+
+def bare_pass(opened, samples, size):
+    """Run an open backbone over samples, batch by batch, and keep nothing."""
+    for start in range(0, len(samples), size):
+        items = [opened.load(sample) for sample in samples[start : start + size]]
+        features = opened.forward(opened.collate(items))
+    features.cpu()  # waits for the device
 
 
 def made_up_images(folder, n):

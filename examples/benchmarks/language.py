@@ -17,10 +17,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 import torch
+from timing import in_turn, ratio
 
 from faast_sklearn import FaastSeq2Seq, backbone
 from faast_sklearn.backbones.quiet import quiet_transformers
@@ -146,22 +146,10 @@ def generation(lm, learnt, X, args):
     row("`predict`, from strings to strings", seconds["predict"], seconds["bare"])
 
 
-def in_turn(runs, repeats):
-    """Return the seconds of each run in each repeat; the first of all is not counted, for it allocates."""
-    seconds = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: taken[1:] for name, taken in seconds.items()}
-
-
 def row(name, seconds, beside=None, floor=None):
     cells = ["", ""]
     if beside is not None:
-        ratio = statistics.median(a / b for a, b in zip(seconds, beside, strict=True))
-        cells = ["wanted: " + floor if floor else "", f"{ratio:.3f}"]
+        cells = ["wanted: " + floor if floor else "", f"{ratio(seconds, beside):.3f}"]
     print(f"| {name} | {statistics.median(seconds):.3f} | {cells[0]} | {cells[1]} |", flush=True)
 
 
