@@ -43,6 +43,8 @@ _SLACK = 0.7
 _UNFORESEEN = 0.1
 # Grid of log τ.
 _TAU_STEP = 1 / 64
+# Rows scored at once: few enough to stay in the cache between their conversion and their product.
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,27 @@ class LinearReadout:
         -------
         ndarray or torch.Tensor of shape (n, c), float64
         """
-        if isinstance(X, np.ndarray):
-            return X.astype(np.float64, copy=False) @ self.coef.T + self.intercept
-        coef, intercept = (torch.as_tensor(a).to(X.device, torch.float64) for a in (self.coef, self.intercept))
-        return torch.addmm(intercept, X.to(torch.float64), coef.T)
+        device = torch.device("cpu") if isinstance(X, np.ndarray) else X.device
+        coef, intercept = (_as_float64_tensor(a).to(device) for a in (self.coef, self.intercept))
+        if not isinstance(X, np.ndarray):
+            return torch.addmm(intercept, X.to(torch.float64), coef.T)
+        out = torch.empty(len(X), len(coef), dtype=torch.float64)
+        for start in range(0, len(X), _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            torch.addmm(intercept, _as_float64_tensor(X[part]), coef.T, out=out[part])
+        return out.numpy()
 
     def log_probabilities(self, scores):
         """Return log-probabilities of an ndarray of scores of shape (n, c)."""
         return scipy.special.log_softmax(self.temperature * scores, axis=1)
+
+
+def _as_float64_tensor(rows):
+    """Return rows of an ndarray as a float64 tensor on the CPU."""
+    if rows.flags.writeable and rows.flags.c_contiguous:
+        return torch.from_numpy(rows).to(torch.float64)
+    # What torch warns of or refuses.
+    return torch.from_numpy(np.array(rows, np.float64, order="C"))
 
 
 def discriminant_readout(solution, moments):

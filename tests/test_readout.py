@@ -191,3 +191,21 @@ def test_arrays_and_tensors_of_any_precision_score_alike():
     assert tensor.dtype == torch.float64
     np.testing.assert_allclose(tensor, expected, rtol=1e-12)
     np.testing.assert_allclose(readout.scores(torch.from_numpy(X).bfloat16()), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_are_the_float64_product_however_rows_lie_in_memory(dtype):
+    rng = np.random.default_rng(0)
+    readout = LinearReadout(rng.standard_normal((3, 7)), np.array([0.5, -np.inf, 2.0]))
+    X = rng.standard_normal((2500, 7)).astype(dtype)
+    wanted = X.astype(np.float64) @ readout.coef.T + readout.intercept
+    frozen = X.copy()
+    frozen.setflags(write=False)
+    wide = np.zeros((2500, 14), dtype)
+    wide[:, ::2] = X
+    for rows in (X, frozen, np.asfortranarray(X), wide[:, ::2], X[::-1].copy()[::-1], torch.from_numpy(X)):
+        scores = np.asarray(readout.scores(rows))
+        assert scores.dtype == np.float64
+        np.testing.assert_allclose(scores, wanted, rtol=1e-12, atol=1e-12)
+    assert np.array_equal(readout.scores(X), readout.scores(frozen))
+    assert readout.scores(X[:0]).shape == (0, 3)
