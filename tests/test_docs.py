@@ -118,7 +118,7 @@ def test_the_api_page_lists_nothing_twice_and_no_module_is_public_unseen():
     assert {name for name in re.findall(r"`(faast_sklearn\.\w+)`", index) if name in modules} <= set(PUBLIC)
 
 
-@pytest.mark.parametrize("figure", ["five_rooms", "choosing_a_backbone"])
+@pytest.mark.parametrize("figure", ["at_a_glance", "five_rooms", "choosing_a_backbone"])
 def test_figures_are_what_their_scripts_draw(figure, monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS / "figures"))
     script = runpy.run_path(str(DOCS / "figures" / f"{figure}.py"))

@@ -71,9 +71,9 @@ def run(document, chosen=lambda source: True):
 
 def test_readme_runs(stand_ins):
     left = run("README.md", lambda source: "FaastSeq2Seq" not in source)
-    # "as if they had never been there"
-    rest = FaastClassifier().fit(left["X"][100:], left["y"][100:])
-    np.testing.assert_allclose(left["clf"].coef_, rest.coef_, rtol=1e-6, atol=1e-9)
+    # "as if all had been there at once"
+    whole = FaastClassifier().fit(left["X"], left["y"])
+    np.testing.assert_allclose(left["clf"].coef_, whole.coef_, rtol=1e-6, atol=1e-9)
 
 
 def test_user_guide_runs(stand_ins):

@@ -1,4 +1,4 @@
-"""Boxes, arrows and labels as an SVG file; what both diagrams of the documentation are drawn with.
+"""Boxes, arrows and labels as an SVG file; what the documentation's pictures are drawn with.
 
 Text stays text, so that it can be searched, read aloud and scaled. Its width depends on the reader's font: boxes leave
 room for a wide one.
@@ -57,6 +57,13 @@ class Diagram:
             f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash} '
             f'marker-end="url(#head{self._heads.index(colour)})"/>'
         )
+
+    def line(self, points, colour, width, *, dots=False):
+        """Draw a line through points, with a dot on each if wanted."""
+        path = "M" + " L".join(f"{x} {y}" for x, y in points)
+        self._parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
+        if dots:
+            self._parts.extend(f'<circle cx="{x}" cy="{y}" r="{width + 1}" fill="{colour}"/>' for x, y in points)
 
     def svg(self):
         """Return the file's content."""
