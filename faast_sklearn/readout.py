@@ -101,7 +101,7 @@ class LinearReadout:
 
 def _as_float64_tensor(rows):
     """Return rows of an ndarray as a float64 tensor on the CPU."""
-    if rows.flags.writeable and rows.flags.c_contiguous:
+    if rows.flags.writeable and rows.flags.c_contiguous and min(rows.strides) >= 0:
         return torch.from_numpy(rows).to(torch.float64)
     # What torch warns of or refuses.
     return torch.from_numpy(np.array(rows, np.float64, order="C"))

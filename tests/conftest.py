@@ -1,3 +1,5 @@
+import json
+import logging
 import os
 
 # Before any library reads them: no test may look anything up on a hub.
@@ -130,6 +132,26 @@ def tiny_folder(tmp_path_factory):
         return made[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_open_clip(tmp_path_factory):
+    """Name of a tiny model of open_clip and a file with its random weights."""
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("open_clip")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (folder / "faast-tiny.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    logging.disable(logging.WARNING)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("faast-tiny").state_dict(), folder / "weights.pt")
+    logging.disable(logging.NOTSET)
+    return "faast-tiny", folder / "weights.pt"
 
 
 def encode(opened, samples, batch_size=None):

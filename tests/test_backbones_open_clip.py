@@ -1,7 +1,5 @@
 """open_clip's models as backbones: a tiny one, written here, with random weights."""
 
-import json
-import logging
 import sys
 
 import numpy as np
@@ -14,25 +12,6 @@ from faast_sklearn.errors import BackboneError, MissingDependencyError, UnknownB
 
 open_clip = pytest.importorskip("open_clip")
 
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Name of the model and a file with its weights."""
-    folder = tmp_path_factory.mktemp("open_clip")
-    (folder / "faast-tiny.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder)
-    logging.disable(logging.WARNING)
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model("faast-tiny").state_dict(), folder / "weights.pt")
-    logging.disable(logging.NOTSET)
-    return "faast-tiny", folder / "weights.pt"
-
 
 @pytest.fixture
 def photos():
@@ -41,8 +20,8 @@ def photos():
     return [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
-def test_features_of_both_towers_are_open_clips(tiny, photos):
-    name, weights = tiny
+def test_features_of_both_towers_are_open_clips(tiny_open_clip, photos):
+    name, weights = tiny_open_clip
     opened = backbone(f"open_clip:{name}", weights=str(weights)).open("cpu")
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=str(weights))
     texts = ["a photo of a cat", "dog"]
@@ -56,8 +35,8 @@ def test_features_of_both_towers_are_open_clips(tiny, photos):
     assert opened.logit_scale == pytest.approx(model.logit_scale.exp().item())
 
 
-def test_class_names_and_examples_go_together(tiny, photos):
-    name, weights = tiny
+def test_class_names_and_examples_go_together(tiny_open_clip, photos):
+    name, weights = tiny_open_clip
     handle = backbone(f"open_clip:{name}", weights=str(weights))
     y = ["cat", "dog", "cat", "dog"]
     zero_shot = FaastClassifier(handle, values="text").fit(None, ["cat", "dog"])
@@ -76,9 +55,21 @@ def test_names_are_listed_and_misspellings_answered():
         backbone("open_clip:RN50", weights="no such file").open("cpu")
 
 
-def test_a_model_without_weights_is_refused(tiny):
+def test_weights_run_with_the_activation_they_were_trained_with(tiny_open_clip, monkeypatch):
+    name, weights = tiny_open_clip
+    tags = {tag: {"url": "", "quick_gelu": quick} for tag, quick in (("quick", True), ("plain", False))}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, tags)
+    found = {}
+    for tag in tags:
+        opened = backbone(f"open_clip:{name}/{tag}", weights=str(weights)).open("cpu")
+        found[tag] = {type(layer).__name__ for layer in opened.module.modules()}
+    assert "QuickGELU" in found["quick"]
+    assert "QuickGELU" not in found["plain"]
+
+
+def test_a_model_without_weights_is_refused(tiny_open_clip):
     with pytest.raises(BackboneError, match="no pretrained weights"):
-        backbone(f"open_clip:{tiny[0]}").open("cpu")
+        backbone(f"open_clip:{tiny_open_clip[0]}").open("cpu")
 
 
 def test_the_package_is_optional(monkeypatch):

@@ -208,4 +208,5 @@ def test_scores_are_the_float64_product_however_rows_lie_in_memory(dtype):
         assert scores.dtype == np.float64
         np.testing.assert_allclose(scores, wanted, rtol=1e-12, atol=1e-12)
     assert np.array_equal(readout.scores(X), readout.scores(frozen))
+    assert np.array_equal(readout.scores(X[2499:2498:-1]), readout.scores(X[2499:]))  # one row, of a negative stride
     assert readout.scores(X[:0]).shape == (0, 3)

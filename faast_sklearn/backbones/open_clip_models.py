@@ -75,10 +75,15 @@ class OpenClipBackbone(ImageBackbone):
             )
         if weights is None and pretrained and not known:
             raise BackboneError(f"open_clip has no pretrained weights for {model!r}; pass weights=FILE.")
-        source = str(weights) if weights is not None else (tag or known[0]) if pretrained else None
+        tag = tag or (known[0] if weights is None and pretrained else "")
+        source = str(weights) if weights is not None else tag if pretrained else None
+        # OpenAI's weights, and some others, were trained with QuickGELU, which the plain model names do not have.
+        quick_gelu = bool(tag) and (open_clip.get_pretrained_cfg(model, tag) or {}).get("quick_gelu", False)
         try:
             with explain_imports("open_clip", _PIP):
-                module = open_clip.create_model(model, pretrained=source, device="cpu")
+                module = open_clip.create_model(
+                    model, pretrained=source, device="cpu", force_quick_gelu=bool(quick_gelu)
+                )
                 tokenizer = open_clip.get_tokenizer(model)
         except ImportError:
             raise
