@@ -120,6 +120,8 @@ def table(cells, measured, reasons):
 def shown(value):
     if value is None or isinstance(value, str):
         return value or ""
+    if isinstance(value, int):
+        return str(value)
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
@@ -128,6 +130,31 @@ def write(file, text):
     beside = file.with_name(file.name + ".part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, file)
+
+
+def load_dataset(name, *given, **more):
+    """Load data by ``datasets``: from the hub, its cache or a folder.
+
+    Raises
+    ------
+    SystemExit
+        With the remedy, where that package, the network or the data are missing.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise SystemExit('data come from the package datasets: pip install ".[benchmarks]"; or try --small.') from None
+    try:
+        return datasets.load_dataset(name, *given, **more)
+    except Exception as error:  # of the hub's client, the network, or a file
+        raise SystemExit(
+            f"{more.get('data_files', name)} cannot be loaded: {first_line(error)}\nWithout a network give a local "
+            "copy, --data NAME=FOLDER, or try --small."
+        ) from error
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def machine(device):
