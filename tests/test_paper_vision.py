@@ -100,7 +100,7 @@ def test_small_runs_at_once_and_goes_on_where_it_was(paper, tmp_path, monkeypatc
         paper.main([*arguments, "--queries", "4"])
 
 
-def test_the_backbone_has_the_activation_that_its_weights_were_trained_with(paper):
+def test_the_usual_backbones_exist(paper):
     open_clip = pytest.importorskip("open_clip")
     for small, spec in ((False, paper.CLIP), (True, paper.BUNDLED)):
         assert paper.parse_arguments(["--small"] if small else []).backbone == spec

@@ -71,6 +71,7 @@ def draw():
 
 
 def chart(figure, columns, shots):
+    """Draw accuracy against the number of examples."""
     left, top, width, height = CHART
     across = [left + 16 + i * (width - 32) / (len(shots) - 1) for i in range(len(shots))]
 
