@@ -125,6 +125,7 @@ def n_logged(tmp_path):
     return 0
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_share_the_work(tmp_path, start):
     processes = [start(str(i), seconds=0.004) for i in range(2)]
     for process in processes:

@@ -340,6 +340,7 @@ def test_threads_of_one_process_take_turns_where_each_starts_others(monkeypatch,
 # Workers
 
 
+@pytest.mark.slow
 def test_workers_give_what_one_process_gives_with_one_backbone_each(client):
     same(fd.fit(FaastClassifier(), da.from_array(X, chunks=(100, 20)), Y, W), FaastClassifier().fit(X, Y, W))
     table = frames(7)

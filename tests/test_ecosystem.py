@@ -128,7 +128,8 @@ def test_a_search_never_copies_a_module(how):
     assert open_count() == before + 1
 
 
-@pytest.mark.parametrize("spec", [pytest.param("bundled:minilm-l6", marks=pytest.mark.slow), None])
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["bundled:minilm-l6", None])
 def test_a_parallel_search_equals_a_serial_one_and_opens_once_a_worker(spec):
     X, y = (TEXTS, TOPICS) if spec else (ROWS, DIGITS)
     get_reusable_executor().shutdown(wait=True)  # workers of other tests have opened what those needed

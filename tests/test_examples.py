@@ -40,6 +40,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_quickstart_learns_a_folder_and_draws(photos, tmp_path):
     figure = tmp_path / "figure.png"
     arguments = ("--images", photos, "--shots", 2, 500, "--image-size", 64, "--output", figure)

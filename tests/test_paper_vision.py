@@ -119,6 +119,7 @@ def pictures(n_classes, a_class, size, seed):
     return [Image.fromarray(np.uint8(one)) for one in pixels], labels.tolist()
 
 
+@pytest.mark.slow
 def test_the_full_command_on_local_copies(paper, tiny_open_clip, tmp_path):
     from datasets import ClassLabel, Dataset, Features, Image
 
