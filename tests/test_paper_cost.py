@@ -13,6 +13,8 @@ from faast_sklearn import release_backbones
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
+PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # it asks for it
+
 
 @pytest.fixture
 def cost(monkeypatch):
@@ -33,6 +35,24 @@ def pairs(tmp_path):
     return file
 
 
+@pytest.fixture
+def here(cost, monkeypatch):
+    """Methods are measured in this process, as each would be in its own."""
+
+    def measured(argv, task, name, common):
+        features = common()
+        more = [] if features is None else ["--features", str(features)]
+        try:
+            found = cost.in_child(cost.parse_arguments([*argv, "--measure", task, name, *more]))
+        finally:
+            release_backbones()
+        if "unavailable" in found:
+            raise cost.UnavailableError(found["unavailable"])
+        return found
+
+    monkeypatch.setattr(cost, "in_process", measured)
+
+
 def of_texts(cost, tiny_folder, pairs, name, *more):
     arguments = ["--small", "--pairs", str(pairs), "--language-model", f"hf:{tiny_folder('llama')}", "--limit", "50"]
     args = cost.parse_arguments([*arguments, "--device", "cpu", "--measure", "texts", name, *more])
@@ -42,7 +62,7 @@ def of_texts(cost, tiny_folder, pairs, name, *more):
     return found
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
+@PEFT
 def test_every_way_of_teaching_a_language_model(cost, tiny_folder, pairs, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(cost, "NEW_TOKENS", 4)  # the tiny model reads 64
@@ -98,6 +118,113 @@ def test_what_was_used_is_measured(cost):
     if cost.CLEAR.exists():
         assert 45 < spent.megabytes < 70
     assert spent.seconds > 0
+
+
+@pytest.mark.slow
+@PEFT
+def test_the_full_command_on_local_copies(cost, here, tiny_folder, tiny_open_clip, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("peft")
+    from PIL import Image
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    name, weights = tiny_open_clip
+    monkeypatch.setattr(cost.paper_vision, "CLIP", f"open_clip:{name}")
+    monkeypatch.setattr(cost, "NEW_TOKENS", 4)
+    monkeypatch.setattr(cost.paper_language, "SHOWN", 2)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["red", "green"])})
+    for split, n in (("train", 24), ("test", 12)):
+        labels = [i % 2 for i in range(n)]
+        images = [Image.new("RGB", (32, 32), ((200, 9 * i % 50, 0), (9 * i % 50, 200, 0))[i % 2]) for i in range(n)]
+        data = datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+        (tmp_path / "cifar10").mkdir(exist_ok=True)
+        data.to_parquet(tmp_path / "cifar10" / f"{split}-0.parquet")
+    for split in ("train", "test"):
+        file = tmp_path / "iwslt" / "iwslt2017-en-de" / split / "0000.parquet"
+        file.parent.mkdir(parents=True)
+        rows = [{"en": f"the {word}", "de": f"{word} {word}"} for word in ("cat", "dog", "mat", "tree")] * 3
+        datasets.Dataset.from_dict({"translation": rows}).to_parquet(file)
+    arguments = ["--data", *(f"{one}={tmp_path / one}" for one in ("cifar10", "iwslt")), "--weights", str(weights)]
+    arguments += ["--language-model", f"hf:{tiny_folder('llama')}", "--limit", "10", "--epochs", "1"]
+    arguments += ["--device", "cpu", "--output", str(tmp_path / "out")]
+    tables = cost.main(arguments)
+    for task, data in (("images", "cifar10"), ("texts", "iwslt en-de")):
+        assert list(tables[task]) == [f"{data} / {name}" for name in cost.METHODS[task]]
+    assert tables["images"]["cifar10 / FaastClassifier()"]["accuracy, %"] == 100
+    assert tables["texts"]["iwslt en-de / frozen"]["kept, MB"] == 0
+    with np.load(tmp_path / "out" / "features-cifar10.npz") as file:
+        assert (len(file["X"]), len(file["X_query"])) == (24, 12)
+
+
+def test_features_of_ones_own(cost, here, tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    X = (rng.standard_normal((3, 20))[y] + 0.3 * rng.standard_normal((90, 20))).astype("float32")
+    np.savez(tmp_path / "own.npz", X=X[:60], y=y[:60], X_query=X[60:], y_query=y[60:])
+    arguments = ["--tasks", "images", "--device", "cpu", "--output", str(tmp_path / "out")]
+    cells = cost.main([*arguments, "--features", str(tmp_path / "own.npz")])["images"]
+    assert cells["own.npz / FaastClassifier()"]["accuracy, %"] == 100
+    with pytest.raises(SystemExit, match="was made with another features: give another --output"):
+        cost.main([*arguments, "--features", str(tmp_path / "another.npz")])
+
+
+def test_wrong_options_are_named(cost, capsys):
+    for wrong in ("cifar10", "imdb=folder"):
+        with pytest.raises(SystemExit):
+            cost.parse_arguments(["--data", wrong])
+        assert "is not cifar10=FOLDER or iwslt=FOLDER" in capsys.readouterr().err
+
+
+@PEFT
+def test_lora_leaves_the_model_as_it_was(cost, tiny_folder):
+    pytest.importorskip("peft")
+    from faast_sklearn import backbone
+
+    handle = backbone(f"hf:{tiny_folder('llama')}")
+    lm = handle.open_language_model("cpu")
+    args = cost.parse_arguments(["--small", "--epochs", "2", "--rate", "0.03"])
+    exchanges = list(cost.Prompts(lm, "{source} {target}").pairs(["the cat"] * 4, ["dog"] * 4))
+    before = cost.loss(lm.module, lm, exchanges)
+    attached, kept = cost.lora(args, handle, lm, "{source} {target}", ["the cat"] * 4, ["dog"] * 4)
+    with attached() as model:
+        assert cost.loss(model, lm, exchanges) < before - 0.1
+    assert cost.loss(lm.module, lm, exchanges) == before
+    assert not any("lora" in name for name, _ in lm.module.named_modules())
+    # Two matrices of rank 8 for each of seven linear maps in two layers, in float32.
+    widths = 4 * (16 + 16) + 3 * (16 + 32)
+    assert kept() == 2 * widths * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed, as a rule for the memory it took"),
+        ("import json\nprint('noise')\nprint(json.dumps({'unavailable': 'no room'}))", "no room"),
+    ],
+)
+def test_a_method_that_dies_leaves_its_reason_in_the_table(cost, tmp_path, monkeypatch, script, said):
+    (tmp_path / "child.py").write_text(script)
+    monkeypatch.setattr(cost, "__file__", str(tmp_path / "child.py"))
+    monkeypatch.setitem(cost.METHODS, "texts", {"frozen": cost.nothing})
+    tables = cost.main(["--small", "--tasks", "texts", "--device", "cpu", "--output", str(tmp_path / "out")])
+    assert tables["texts"] == {}
+    assert said in (tmp_path / "out" / "paper_cost_texts.md").read_text(encoding="utf-8")
+
+
+def test_a_method_that_fails_stops_the_command(cost, tmp_path, monkeypatch):
+    (tmp_path / "child.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(cost, "__file__", str(tmp_path / "child.py"))
+    with pytest.raises(SystemExit, match="frozen: failed"):
+        cost.main(["--small", "--tasks", "texts", "--device", "cpu", "--output", str(tmp_path / "out")])
+
+
+def test_out_of_memory_is_a_reason(cost, monkeypatch):
+    def too_large(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cost, "of_texts", too_large)
+    args = cost.parse_arguments(["--small", "--measure", "texts", "frozen"])
+    assert cost.in_child(args) == {"unavailable": "takes more memory than the device has"}
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def test_arrays_and_tensors_of_any_precision_score_alike():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_scores_are_the_float64_product_however_rows_lie_in_memory(dtype):
+def test_scores_are_the_float64_product_however_rows_lie_in_memory(dtype, monkeypatch):
     rng = np.random.default_rng(0)
     readout = LinearReadout(rng.standard_normal((3, 7)), np.array([0.5, -np.inf, 2.0]))
     X = rng.standard_normal((2500, 7)).astype(dtype)
@@ -208,5 +208,7 @@ def test_scores_are_the_float64_product_however_rows_lie_in_memory(dtype):
         assert scores.dtype == np.float64
         np.testing.assert_allclose(scores, wanted, rtol=1e-12, atol=1e-12)
     assert np.array_equal(readout.scores(X), readout.scores(frozen))
+    monkeypatch.setattr("faast_sklearn.readout._FEW_ROWS", 0)
     assert np.array_equal(readout.scores(X[2499:2498:-1]), readout.scores(X[2499:]))  # one row, of a negative stride
+    np.testing.assert_allclose(readout.scores(X[:256]), wanted[:256], rtol=1e-12, atol=1e-12)
     assert readout.scores(X[:0]).shape == (0, 3)

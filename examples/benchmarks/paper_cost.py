@@ -6,8 +6,9 @@
 Each method runs in a process of its own, after a first go on a few samples, and starts from what all share: features of
 the images, computed once, or the open language model. "to adapt" is from there to something that predicts; "peak" the
 memory beyond what was there before (CUDA's allocator; on a CPU resident memory, Linux only); "kept" what predicting
-needs beside the model. All language models learn the answers' tokens of the same pairs under the same prompts and are
-judged on the same held-out ones.
+needs beside the model; "to predict one" a sample's share of all held-out ones: from its features to a label, or
+sixteen tokens of an answer, eight answers at a time. All language models learn the answers' tokens of the same pairs
+under the same prompts and are judged on the same held-out ones.
 
 Methods on features: ``FaastClassifier``; the paper's formula as it stands in its code, ``pinv(K, rtol=N**-0.8) @ V`` by
 SVD; a linear probe, twenty epochs of SGD with momentum on standardised features; kNN, which keeps all examples. On
@@ -15,13 +16,16 @@ language models: ``FaastSeq2Seq``; the paper's output memory by this library (``
 formula with all hidden states kept; LoRA of rank 8 on all linear layers, AdamW (``peft``); five pairs in the prompt.
 
 Needs, without ``--small``, what ``paper_vision.py`` and ``paper_language.py`` need: CIFAR-10 through CLIP's RN50, and
-2,000 pairs of IWSLT2017 En-De on Qwen2.5-3B-Instruct (a GPU with 40 GB or more, mostly for LoRA). A run that was killed
-goes on with the methods that are missing.
+2,000 pairs of IWSLT2017 En-De on Qwen2.5-3B-Instruct (a GPU with 40 GB or more, mostly for LoRA). Without a network:
+``--data``, ``--weights`` and ``--language-model hf:FOLDER`` name local copies, ``--features`` and ``--pairs`` data of
+your own. A run that was killed goes on with the methods that are missing.
 """
 
 import argparse
 import contextlib
+import ctypes
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -61,15 +65,13 @@ def main(argv=None):
     tables = {}
     for task in args.tasks:
         methods = METHODS[task]
-        # A path to features is the same for all; each method reads them in its own process.
+        # Made when the first method is measured; each reads them in its own process.
         common = functools.cache(functools.partial(image_features, args)) if task == "images" else lambda: None
         cells = []
         for name in methods:
             measure = functools.partial(in_process, argv, task, name, common)
             cells.append(Cell({"data": data_of(args, task), "method": name}, measure))
-        settings = {
-            name: value for name, value in vars(args).items() if name not in ("output", "tasks", "measure", "features")
-        }
+        settings = {name: value for name, value in vars(args).items() if name not in ("output", "tasks", "measure")}
         tables[task] = run(f"paper_cost_{task}", cells, output=args.output, settings=settings)
     return tables
 
@@ -79,7 +81,19 @@ def parse_arguments(argv):
     parser.add_argument("--tasks", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: both")
     parser.add_argument("--small", action="store_true", help="small data and models from packages, without a network")
     parser.add_argument("--images", metavar="DIR", help="with --small: a folder with one folder of images a class")
+    parser.add_argument(
+        "--features", metavar="FILE", help="an .npz of X, y, X_query and y_query (labels from 0), in place of images"
+    )
     parser.add_argument("--pairs", metavar="FILE", help="tab-separated pairs under headings, in place of IWSLT")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=paper_language.named,
+        default=[],
+        metavar="NAME=FOLDER",
+        help="local copies: cifar10, and iwslt with iwslt2017-en-de/SPLIT/*.parquet in it",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="of RN50, where they are not to be downloaded")
     parser.add_argument(
         "--language-model", metavar="SPEC", help="default: hf:Qwen/Qwen2.5-3B-Instruct, or SmolLM2-135M"
     )
@@ -89,8 +103,11 @@ def parse_arguments(argv):
     parser.add_argument("--device", help="such as cpu or cuda (default: the best there is)")
     parser.add_argument("--output", default="paper_cost", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # how the script calls itself
-    parser.add_argument("--features", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    args.data = dict(args.data)
+    for name in args.data:
+        if name not in ("cifar10", "iwslt"):
+            parser.error(f"--data: {name!r} is not cifar10=FOLDER or iwslt=FOLDER")
     args.limit = args.limit or (40 if args.small else 2000)
     usual = "bundled:smollm2-135m" if args.small else "hf:Qwen/Qwen2.5-3B-Instruct"
     args.language_model = args.language_model or usual
@@ -99,7 +116,8 @@ def parse_arguments(argv):
 
 def data_of(args, task):
     if task == "images":
-        return ("images" if args.images else "digits") if args.small else "cifar10"
+        usual = ("images" if args.images else "digits") if args.small else "cifar10"
+        return pathlib.PurePath(args.features).name if args.features else usual
     return pathlib.PurePath(args.pairs).name if args.pairs else "grammar" if args.small else "iwslt en-de"
 
 
@@ -112,7 +130,11 @@ def in_process(argv, task, name, common):
     features = common()
     if features is not None:
         command += ["--features", str(features)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode == -9:  # SIGKILL
+        raise UnavailableError("killed, as a rule for the memory it took")
+    if done.returncode:
+        raise SystemExit(f"{name}: failed, for the reason above; the figures of the others are kept")
     found = json.loads(done.stdout.splitlines()[-1])
     if "unavailable" in found:
         raise UnavailableError(found["unavailable"])
@@ -127,6 +149,8 @@ def in_child(args):
         return {"images": of_images, "texts": of_texts}[task](args, name)
     except UnavailableError as reason:
         return {"unavailable": str(reason)}
+    except torch.OutOfMemoryError:
+        return {"unavailable": "takes more memory than the device has"}
 
 
 class Spent:
@@ -141,6 +165,9 @@ class Spent:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device) / 2**20
         elif CLEAR.exists():
+            # What the first go has freed goes back to the system: used again, it would not count.
+            with contextlib.suppress(AttributeError):  # not every C library has this
+                ctypes.CDLL(None).malloc_trim(0)
             CLEAR.write_text("5")  # the peak starts anew
             self.before = resident("VmRSS")
         self.start = time.perf_counter()
@@ -180,11 +207,13 @@ def file_size(estimator):
 
 def image_features(args):
     """Return a file with the features of the images, made when it is not there."""
+    if args.features:
+        return args.features
     file = pathlib.Path(args.output, f"features-{data_of(args, 'images')}.npz")
     if not file.exists():
         name, spec = ("digits", paper_vision.BUNDLED) if args.small else ("cifar10", paper_vision.CLIP)
-        where = args.images if args.small else paper_vision.HUB[name]
-        task = paper_vision.task(name, where, args.small, spec, None, None, args.device, args.output)
+        where = args.images if args.small else args.data.get(name, paper_vision.HUB[name])
+        task = paper_vision.task(name, where, args.small, spec, args.weights, None, args.device, args.output)
         beside = file.with_name("part-" + file.name)
         np.savez(
             beside, **{key: value for key, value in task._asdict().items() if key in ("X", "y", "X_query", "y_query")}
@@ -200,8 +229,8 @@ def of_images(args, name):
     X, X_query = (torch.from_numpy(rows).to(device) for rows in (X, X_query))
     method = METHODS["images"][name]
     few = np.concatenate([np.flatnonzero(y == label)[:5] for label in range(y.max() + 1)])
-    predict, _ = method(X[few], y[few])
-    predict(X_query[:10])
+    method(X[few], y[few])[0](X_query[:10])
+    torch.manual_seed(SEED)
     with Spent(device) as adapting:
         predict, kept = method(X, y)
     with Spent(device) as answering:
@@ -259,14 +288,18 @@ def of_texts(args, name):
     handle = backbone(args.language_model)
     lm = handle.open_language_model(args.device)
     size = paper_language.Sizes(args.limit, max(args.limit // 5, 4))
-    root = paper_language.NAMES["iwslt"]
+    root = args.data.get("iwslt", paper_language.NAMES["iwslt"])
     X, y, X_test, y_test = paper_language.pairs("en-de", args.small, args.pairs, root, size)
     chat = bool(getattr(lm.tokenizer, "chat_template", None))
     prompt = functools.partial(paper_language.chat_prompt if chat else paper_language.plain_prompt, "en-de")
     n_shown = paper_language.SHOWN if name == IN_PROMPT else 0
     prompts = Prompts(lm, functools.partial(prompt, tuple(zip(X[:n_shown], y[:n_shown], strict=True))))
     teach = functools.partial(METHODS["texts"][name], args, handle, lm, functools.partial(prompt, ()))
-    loss(lm.module, lm, prompts.pairs(X_test[:1], y_test[:1]))  # loads libraries
+    with teach(X[:2], y[:2])[0]() as model:  # loads libraries, peft among them
+        loss(model, lm, prompts.pairs(X_test[:1], y_test[:1]))
+    del model
+    gc.collect()  # what the first go has left would be freed while memory is measured
+    torch.manual_seed(SEED)
     with Spent(device) as adapting:
         attached, kept = teach(X, y)
     questions = [one.prompt for one in prompts.questions(X_test, room=NEW_TOKENS)]
@@ -385,7 +418,15 @@ def lora(args, handle, lm, template, X, y):
             mean.backward()
             optimizer.step()
     model.eval()
-    return lambda: contextlib.nullcontext(model), lambda: sum(p.nbytes for p in trained)
+
+    @contextlib.contextmanager
+    def attached():
+        try:
+            yield model
+        finally:
+            model.unload()  # its layers were put into the model itself
+
+    return attached, lambda: sum(p.nbytes for p in trained)
 
 
 METHODS = {
