@@ -256,6 +256,14 @@ def test_the_base_configuration_must_be_found(tmp_path):
         backbone(folder, base_config=tmp_path / "vit").open_language_model("cpu")
 
 
+def test_a_base_configuration_is_for_published_checkpoints_that_are_there(tiny_folder, tmp_path):
+    folder = tiny_folder("gpt2")
+    with pytest.raises(TypeError, match="base_config= is for published FAAST checkpoints"):
+        backbone(folder, base_config=folder).open_language_model("cpu")
+    with pytest.raises(BackboneError, match="cannot load the configuration of 'nobody/nothing'"):
+        backbone("hf:nobody/nothing", base_config=folder).open_language_model("cpu")
+
+
 def test_base_model_may_be_a_path(base, tmp_path):
     model, config = base
     folder = write(tmp_path / "faast", model, base_model=str(config))
