@@ -192,7 +192,7 @@ def test_language_benchmark_prints_ratios(pairs, tiny_folder, tmp_path):
 def test_translation_beats_the_frozen_model_on_its_own_sentences(tmp_path):
     pytest.importorskip("sacrebleu")
     pytest.importorskip("gguf")
-    arguments = ("--n-train", 60, "--n-test", 16, "--n-generate", 8, "--max-new-tokens", 20)
+    arguments = ("--n-train", 48, "--n-test", 12, "--n-generate", 6, "--max-new-tokens", 16)
     rows = translation_rows(start("translation.py", *arguments, cwd=tmp_path))
     for other in ("frozen", "in-context", "paper"):
         (accuracy, nll, *texts), (other_accuracy, other_nll, *other_texts) = rows["ours"][:4], rows[other][:4]
