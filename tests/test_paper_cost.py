@@ -79,6 +79,8 @@ def test_every_way_of_teaching_a_language_model(cost, tiny_folder, pairs, monkey
         assert found[name]["to adapt, s"] > 0
         assert found[name]["kept, MB"] > 0
     assert all(figures["to predict one, ms"] > 0 for figures in found.values())
+    by_hand = {name: (figures["epochs"], figures["rate"]) for name, figures in found.items() if "rate" in figures}
+    assert by_hand == {"LoRA, rank 8": (12, 0.03)}
 
 
 def test_losses_are_those_of_the_estimator(cost, tiny_folder, pairs):
