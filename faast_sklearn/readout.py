@@ -88,10 +88,9 @@ class LinearReadout:
         """
         if isinstance(X, np.ndarray) and len(X) <= _FEW_ROWS:
             return X.astype(np.float64, copy=False) @ self.coef.T + self.intercept
-        device = torch.device("cpu") if isinstance(X, np.ndarray) else X.device
-        coef, intercept = (_as_float64_tensor(a).to(device) for a in (self.coef, self.intercept))
+        coef, intercept = _as_float64_tensor(self.coef), _as_float64_tensor(self.intercept)
         if not isinstance(X, np.ndarray):
-            return torch.addmm(intercept, X.to(torch.float64), coef.T)
+            return torch.addmm(intercept.to(X.device), X.to(torch.float64), coef.to(X.device).T)
         out = torch.empty(len(X), len(coef), dtype=torch.float64)
         for start in range(0, len(X), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)

@@ -16,9 +16,9 @@ import statistics
 import numpy as np
 import torch
 from images import bare_pass
+from paper_vision import digits
 from selection import features
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
@@ -102,12 +102,7 @@ def multiply(table, args):
 
 
 def from_images(table, args):
-    pixels, labels = load_digits(return_X_y=True)
-    images = [
-        np.repeat(np.uint8(image.reshape(8, 8, 1) * 15).repeat(8, 0).repeat(8, 1), 3, 2)
-        for image in pixels[: args.images]
-    ]
-    labels = labels[: args.images]
+    images, labels, _ = digits(args.images)
     network = backbone("bundled:efficientnet-lite0")
     opened = network.open(table.device)
     size = opened.default_batch_size

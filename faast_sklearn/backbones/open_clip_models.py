@@ -78,12 +78,10 @@ class OpenClipBackbone(ImageBackbone):
         tag = tag or (known[0] if weights is None and pretrained else "")
         source = str(weights) if weights is not None else tag if pretrained else None
         # OpenAI's weights, and some others, were trained with QuickGELU, which the plain model names do not have.
-        quick_gelu = bool(tag) and (open_clip.get_pretrained_cfg(model, tag) or {}).get("quick_gelu", False)
+        quick = bool(tag and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
         try:
             with explain_imports("open_clip", _PIP):
-                module = open_clip.create_model(
-                    model, pretrained=source, device="cpu", force_quick_gelu=bool(quick_gelu)
-                )
+                module = open_clip.create_model(model, pretrained=source, device="cpu", force_quick_gelu=quick)
                 tokenizer = open_clip.get_tokenizer(model)
         except ImportError:
             raise
