@@ -64,6 +64,13 @@ def test_no_truncation_goes_unnoticed(saved, tmp_path):
         assert not loads_the_same_or_is_refused(tmp_path / "file", longer, expected)
 
 
+def test_no_length_of_its_header_makes_a_file_look_foreign(tmp_path):
+    # A file begins with that length, and 1,152 are the bytes of a pickle.
+    for n in range(0, 1200, 8):
+        save(FaastClassifier(prompt_template="{label}" + n * "x"), tmp_path / "file")
+        assert len(load(tmp_path / "file").prompt_template) == 7 + n
+
+
 def test_foreign_files_are_named_for_what_they_are(tmp_path):
     path = tmp_path / "file"
     foreign = {
@@ -84,10 +91,10 @@ def test_foreign_files_are_named_for_what_they_are(tmp_path):
 
 
 def test_files_of_a_later_format_ask_for_a_later_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "_VERSION", 2)
+    monkeypatch.setattr(archive, "_VERSION", 3)
     save(FaastClassifier(), tmp_path / "file")
     monkeypatch.undo()
-    with pytest.raises(SavedFileError, match="has format '2', and this version of faast_sklearn reads format 1"):
+    with pytest.raises(SavedFileError, match="has format '3', and this version of faast_sklearn reads format 2"):
         load(tmp_path / "file")
 
 

@@ -91,7 +91,9 @@ def test_the_same_batches_in_any_order_give_the_same_logits(name, options):
 @pytest.mark.parametrize("name", NAMES)
 def test_other_batches_give_the_same_to_rounding(name):
     data = pairs(31, ragged=True)
-    seq2seq = FaastSeq2Seq(opened(name), learn_from="answer" if name in ("t5", "bart") else "all")
+    # In float64: what other batches round in float32 is magnified by as much as the processor likes.
+    learn_from = "answer" if name in ("t5", "bart") else "all"
+    seq2seq = FaastSeq2Seq(opened(name), learn_from=learn_from, dtype="float64")
     whole = logits(seq2seq.fit(*data))
     rng = np.random.default_rng(2)
     for size, n_parts in ((1, 3), (7, 5)):

@@ -147,7 +147,7 @@ def _sweep(lm, held, at):
                 read = (keys.float() @ reader)[:, None]
                 raw.add_(moved, alpha=first).addcmul_(read * second, shift)
                 slope = lm.logit_slope(raw)
-                log_p = lm.finish_logits(raw, part.among).log_softmax(1)
+                log_p = lm.finish_logits(raw, part.among).float().log_softmax(1)
                 losses.append(-log_p.gather(1, wanted)[:, 0])
                 shifted = read * shift
                 if not isinstance(slope, float) or slope != 1:

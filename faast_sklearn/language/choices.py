@@ -59,6 +59,8 @@ class ChoiceScorer(Runner):
         self.n_features = len(self.choices)
         self._ids = {}  # answers of each turn: templates that are functions may have several
         self._options = set(inspect.signature(type(lm.module).forward).parameters)
+        # transformers from 5.24 on names the cache of keys and values otherwise, and warns of the old name.
+        self._cache = "cache" if "cache" in self._options else "past_key_values"
 
     def room(self, turn):
         """Tokens of the longest choice in a turn, with its end."""
@@ -93,7 +95,10 @@ class ChoiceScorer(Runner):
         seen = self._call(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         first = torch.tensor([answer[0] for answer in answers], device=self.device)
         scores = _wide(seen.logits[:, -1]).log_softmax(-1)[:, first]
-        if not hasattr(getattr(seen, "past_key_values", None), "batch_repeat_interleave"):
+        filled = getattr(seen, self._cache, None)
+        # Caches of recurrent models have layers that cannot be repeated.
+        repeated = [filled, *getattr(filled, "layers", ())]
+        if not all(hasattr(part, "batch_repeat_interleave") for part in repeated):
             raise BackboneError(f"{type(self.module).__name__} has no key-value cache, which scoring choices needs.")
         later = [k for k, answer in enumerate(answers) if len(answer) > 1]
         width = ids.shape[1]
@@ -103,14 +108,14 @@ class ChoiceScorer(Runner):
             given, given_mask = (t.to(self.device) for t in pad_rows([answers[k][:-1] for k in some], self.lm.pad_id))
             wanted, _ = pad_rows([answers[k][1:] for k in some], self.lm.pad_id)
             # The pass below writes into it, so all but the last get a copy.
-            cache = seen.past_key_values if some is chunks[-1] else copy.deepcopy(seen.past_key_values)
+            cache = filled if some is chunks[-1] else copy.deepcopy(filled)
             cache.batch_repeat_interleave(len(some))
             logits = self._call(
                 input_ids=given.repeat(n, 1),
                 attention_mask=torch.cat([mask.repeat_interleave(len(some), 0), given_mask.repeat(n, 1)], 1),
                 position_ids=positions[:, -1:].repeat_interleave(len(some), 0)
                 + torch.arange(1, given.shape[1] + 1, device=self.device),
-                past_key_values=cache,
+                **{self._cache: cache},
                 use_cache=True,
             ).logits
             scores[:, some] += _summed(logits, wanted.to(self.device), given_mask)

@@ -21,7 +21,7 @@ from faast_sklearn.errors import SavedFileError
 __all__ = ["ABANDONED", "digest_of_file", "read_archive", "replaced", "sync_folder", "write_archive"]
 
 _FORMAT = "faast_sklearn"
-_VERSION = 1
+_VERSION = 2
 _BLANK = b"0" * 64
 # Within the manifest, which is a string in a JSON document, every quote has a backslash in front.
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
@@ -102,7 +102,9 @@ def read_archive(path):
 def _verified_metadata(data, path):
     """Return the header's metadata once the checksum has been found right."""
     where = repr(str(path))
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b", b"BZ", b"x\x9c"):
+    # The first eight bytes of a file of ours are a length, which may be any, and the ninth opens its header.
+    foreign = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b", b"BZ", b"x\x9c")
+    if data[:2] in foreign and data[8:9] != b"{":
         raise SavedFileError(
             f"{where} is a pickle or a compressed archive, which load never opens: unpickling runs code. Files for it "
             "are written by faast_sklearn.save."
