@@ -433,8 +433,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                             self._compile_for, *examples, self._maps(), self.n_passes - 1
                         )
                         learnt = compiled.learnt
-                if reset:
-                    self._refuse_nothing(learnt)
+                self._refuse_nothing(learnt, partial)
             if classes is not None:
                 self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
@@ -528,8 +527,9 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         self.device_ = str(source.device)
         return learnt
 
-    def _refuse_nothing(self, learnt):
-        if not learnt.first.n_rows:
+    def _refuse_nothing(self, learnt, partial):
+        # A stream may begin with rows of no weight as well as go on with them.
+        if not partial and not learnt.first.n_rows:
             raise InputError("every sample_weight is zero, so there is nothing to learn from.")
 
     def _without_moments(self):

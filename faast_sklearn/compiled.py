@@ -157,7 +157,7 @@ class Compiled:
         if not self.learnt.first.n_rows:
             if values is None:
                 raise NotFittedError(
-                    "Everything that was learnt has been forgotten; call 'partial_fit' or 'fit' first."
+                    "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
                 )
             g, moments = next(iter(self.learnt.moments.items()))
             return Fitted(g, moments, None, zero_shot_readout(values, moments.n_features), np.inf)

@@ -124,7 +124,7 @@ def partial_fit(estimator, X, y=None, classes=None, sample_weight=None):
     reset = not estimator.__sklearn_is_fitted__()
     if reset and getattr(estimator, "class_weight", None) == "balanced":
         estimator._check_params(partial=True)
-    return _learn(estimator, X, y, sample_weight, reset=reset, classes=classes)
+    return _learn(estimator, X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
 
 def predict(estimator, X):
@@ -189,7 +189,7 @@ def decision_function(estimator, X):
     return _answers(estimator, X, "decision_function")
 
 
-def _learn(estimator, X, y, sample_weight, *, reset, classes=None):
+def _learn(estimator, X, y, sample_weight, *, reset, partial=False, classes=None):
     partitions = _partitions(X, y, sample_weight)
     weights = None
     if reset and isinstance(getattr(estimator, "class_weight", None), str) and estimator.class_weight == "balanced":
@@ -200,7 +200,7 @@ def _learn(estimator, X, y, sample_weight, *, reset, classes=None):
     parts = [dask.delayed(moments_of_partition, pure=False)(student, i, *part) for i, part in enumerate(partitions)]
     client = getattr(get_scheduler(), "__self__", None)
     total = _total(parts, estimator.verbose) if client is None else _total_of_workers(client, parts, estimator.verbose)
-    return adopt_part(estimator, total, reset=reset, classes=classes)
+    return adopt_part(estimator, total, reset=reset, partial=partial, classes=classes)
 
 
 def _total(parts, verbose):

@@ -76,7 +76,7 @@ def fit(estimator, X, y=None, sample_weight=None, *, group=None):
     """
     if not _is_up():
         return _alone(estimator.fit, X, y, sample_weight)
-    return _learn(_Ranks(group), estimator, X, y, sample_weight, reset=True)
+    return _learn(_Ranks(group), estimator, X, y, sample_weight, True)
 
 
 def partial_fit(estimator, X, y=None, sample_weight=None, *, group=None):
@@ -99,7 +99,8 @@ def partial_fit(estimator, X, y=None, sample_weight=None, *, group=None):
     """
     if not _is_up():
         return _alone(estimator.partial_fit, X, y, sample_weight)
-    return _learn(_Ranks(group), estimator, X, y, sample_weight, reset=not estimator.__sklearn_is_fitted__())
+    reset = not estimator.__sklearn_is_fitted__()
+    return _learn(_Ranks(group), estimator, X, y, sample_weight, reset, partial=True)
 
 
 def all_reduce(estimator, *, group=None):
@@ -143,7 +144,7 @@ def all_reduce(estimator, *, group=None):
 
     _same_on_all(ranks, estimator, True)
     total = _total(ranks, known)
-    return adopt_part(estimator, total, reset=True)
+    return adopt_part(estimator, total, reset=True, partial=True)
 
 
 def _is_up():
@@ -154,14 +155,14 @@ def _alone(method, X, y, sample_weight):
     return method(X, y) if sample_weight is None else method(X, y, sample_weight=sample_weight)
 
 
-def _learn(ranks, estimator, X, y, sample_weight, reset):
+def _learn(ranks, estimator, X, y, sample_weight, reset, partial=False):
     balanced = isinstance(getattr(estimator, "class_weight", None), str) and estimator.class_weight == "balanced"
     _same_on_all(ranks, estimator, reset)
     weights = None
     if balanced and reset:
         weights = balanced_weights(ranks.gathered(lambda: label_counts(y, sample_weight)))
     total = _total(ranks, lambda: Student.of(estimator, reset=reset, class_weight=weights).learn(X, y, sample_weight))
-    return adopt_part(estimator, total, reset=reset)
+    return adopt_part(estimator, total, reset=reset, partial=partial)
 
 
 def _same_on_all(ranks, estimator, reset):
@@ -364,10 +365,13 @@ def _sum_classes(ranks, moments, classes):
     scatter = _sum_scatter(ranks, moments.scatter)
     counts = torch.as_tensor(moments.counts, device=scatter.device)
     sums = ranks.sum(moments.class_sums(centred=False) - counts[:, None] * scatter.mean)
-    counts = ranks.sum(counts)
-    means = scatter.mean + sums / torch.where(counts > 0, counts, 1.0)[:, None]
+    own, counts = counts, ranks.sum(counts)
+    whole = torch.where(counts > 0, counts, 1.0)
+    mean_weights = ranks.sum(torch.as_tensor(moments.mean_weights, device=scatter.device) * (own / whole))
+    means = scatter.mean + sums / whole[:, None]
     rows = ranks.sum(torch.as_tensor(moments.rows))
-    return ClassMoments(classes, counts.cpu().numpy(), rows.numpy(), means, scatter)._compact()
+    counts, mean_weights = counts.cpu().numpy(), mean_weights.cpu().numpy()
+    return ClassMoments(classes, counts, rows.numpy(), mean_weights, means, scatter)._compact()
 
 
 def _sum_cross(ranks, moments):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from faast_sklearn.discriminant import discriminant_mixing
 from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.feature_map import unit_rows
-from faast_sklearn.readout import discriminant_mixing
 from faast_sklearn.solvers import Spectrum, above_rounding, solve_spectrum
 from faast_sklearn.targets import check_labels
 

@@ -59,10 +59,16 @@ def _sum_by_class(rows, codes, c):
     return scipy.sparse.csr_array((np.ones(n), codes, np.arange(n + 1)), shape=(n, c)).T @ rows
 
 
+def _mean_weights(codes, weight, counts):
+    """Return ``Σw² / Σw`` of each class, 0 without weight; no square leaves float64."""
+    shares = np.divide(weight, counts[codes], out=np.zeros(len(codes)), where=counts[codes] > 0)
+    return np.bincount(codes, weights=weight * shares, minlength=len(counts))
+
+
 class ClassMoments:
     """Scatter of the features together with weight, number of rows and mean of each class.
 
-    A row a class is all that any target code needs: with centred class sums ``S = diag(n)(M − μ)`` the
+    One row per class is all that any target code needs: with centred class sums ``S = diag(n)(M − μ)`` the
     cross-moment of one-hot targets is ``Sᵀ`` and that of value vectors E is ``Sᵀ E``. A class that was never seen
     before is a new row; the scatter does not change with it.
 
@@ -77,6 +83,8 @@ class ClassMoments:
         Sum of the weights of each class.
     rows : ndarray of shape (c,), int64
         Number of rows of each class with a positive weight.
+    mean_weights : ndarray of shape (c,), float64
+        Mean weight of each class as its weight meets it, ``Σw² / Σw``: 1 where nothing was weighted.
     means : torch.Tensor of shape (c, d), float64
         Weighted mean of each class.
     scatter : Scatter
@@ -94,12 +102,13 @@ class ClassMoments:
     [[8.0, 8.0], [8.0, 10.666667]]
     """
 
-    __slots__ = ("_means", "classes", "counts", "rows", "scatter")
+    __slots__ = ("_means", "classes", "counts", "mean_weights", "rows", "scatter")
 
-    def __init__(self, classes, counts, rows, means, scatter):
+    def __init__(self, classes, counts, rows, mean_weights, means, scatter):
         self.classes = classes
         self.counts = counts
         self.rows = rows
+        self.mean_weights = mean_weights
         self._means = means
         self.scatter = scatter
 
@@ -108,7 +117,7 @@ class ClassMoments:
         """Return the neutral element of ``+``."""
         scatter = Scatter.empty(n_features, device)
         means = torch.zeros((0, n_features), dtype=torch.float64, device=device)
-        return cls(np.array([]), np.zeros(0), np.zeros(0, np.int64), means, scatter)
+        return cls(np.array([]), np.zeros(0), np.zeros(0, np.int64), np.zeros(0), means, scatter)
 
     @classmethod
     def from_rows(cls, X, y, sample_weight=None):
@@ -121,7 +130,7 @@ class ClassMoments:
         y : ndarray of shape (n,)
             Labels.
         sample_weight : ndarray of shape (n,), optional
-            Non-negative; 2 counts a row twice and 0 leaves it out.
+            Non-negative; only ratios matter to what is solved, and 0 leaves a row out.
 
         Returns
         -------
@@ -148,9 +157,10 @@ class ClassMoments:
         if not n:
             return cls.empty(d, device)
         rows = np.bincount(codes, minlength=c)
-        counts = rows.astype(np.float64)
+        counts, mean_weights = rows.astype(np.float64), np.ones(c)
         if sample_weight is not None:
             counts = np.bincount(codes, weights=sample_weight, minlength=c)
+            mean_weights = np.maximum(_mean_weights(codes, sample_weight, counts), counts / np.maximum(rows, 1))
         # From here on NumPy on the host (its element-wise operations start no threads, which matters for batches
         # of a few rows) and torch elsewhere; the expressions are the same for both.
         weight = None if sample_weight is None else _like(X, sample_weight)[:, None]
@@ -181,14 +191,17 @@ class ClassMoments:
             offset = torch.as_tensor(total**0.5 * offset)  # so that the product is symmetric to the bit
             scatter = Scatter(total, mean, mirror(dense).addr_(offset, offset, alpha=-1))
         means = shift + sums / _like(X, np.where(counts > 0, counts, 1.0))[:, None]
-        return cls(classes, counts, rows.astype(np.int64), torch.as_tensor(means), scatter)._compact()
+        means = torch.as_tensor(means)
+        return cls(classes, counts, rows.astype(np.int64), mean_weights, means, scatter)._compact()
 
     def _absorb(self, other):
         """Return ``self + other`` for the same ``classes``."""
         counts = self.counts + other.counts
-        share = torch.as_tensor(other.counts / np.where(counts > 0, counts, 1.0), device=self._means.device)[:, None]
-        means = self._means + (other._means - self._means) * share
-        return ClassMoments(self.classes, counts, self.rows + other.rows, means, self.scatter + other.scatter)
+        share = other.counts / np.where(counts > 0, counts, 1.0)
+        mean_weights = self.mean_weights + (other.mean_weights - self.mean_weights) * share
+        means = self._means + (other._means - self._means) * torch.as_tensor(share, device=self._means.device)[:, None]
+        rows, scatter = self.rows + other.rows, self.scatter + other.scatter
+        return ClassMoments(self.classes, counts, rows, mean_weights, means, scatter)
 
     def _compact(self):
         """Drop classes without rows."""
@@ -196,7 +209,8 @@ class ClassMoments:
         if seen.all():
             return self
         keep = torch.as_tensor(np.flatnonzero(seen), device=self._means.device)
-        return ClassMoments(self.classes[seen], self.counts[seen], self.rows[seen], self._means[keep], self.scatter)
+        parts = (a[seen] for a in (self.classes, self.counts, self.rows, self.mean_weights))
+        return ClassMoments(*parts, self._means[keep], self.scatter)
 
     def reindexed(self, classes):
         """Return the same statistics with one row for each of sorted ``classes``, a superset of the present ones."""
@@ -204,11 +218,11 @@ class ClassMoments:
             return self
         c, d = len(classes), self.n_features
         at = np.searchsorted(classes, self.classes) if len(self.classes) else np.zeros(0, np.intp)
-        counts, rows = np.zeros(c), np.zeros(c, np.int64)
-        counts[at], rows[at] = self.counts, self.rows
+        counts, rows, mean_weights = np.zeros(c), np.zeros(c, np.int64), np.zeros(c)
+        counts[at], rows[at], mean_weights[at] = self.counts, self.rows, self.mean_weights
         means = self._means.new_zeros((c, d))
         means[torch.as_tensor(at, device=means.device)] = self._means
-        return ClassMoments(classes, counts, rows, means, self.scatter)
+        return ClassMoments(classes, counts, rows, mean_weights, means, self.scatter)
 
     @property
     def n_features(self):
@@ -226,9 +240,24 @@ class ClassMoments:
         return int(self.rows.sum())
 
     @property
+    def sizes(self):
+        """Number of rows of equal weight that say as much of each class, ``(Σw)² / Σw²`` (Kish): of shape (c,)."""
+        return self.counts / self.mean_weights
+
+    @property
     def n_samples(self):
-        """N: weights are frequencies where they are whole numbers; fractions do not make fewer rows of a row."""
-        return max(self.weight, self.n_rows)
+        """N: the sum of ``sizes``; the number of rows where those of a class weigh the same, whatever they weigh."""
+        return float(self.sizes.sum())
+
+    @property
+    def n_spare(self):
+        """Rows beside one for the mean of each class, ``N − c``."""
+        return max(self.n_samples - len(self.classes), 0.0)
+
+    @property
+    def effective_size(self):
+        """``(Σw)² / Σw²`` over all rows (Kish): how many of equal weight know the shares of the classes as well."""
+        return float(self.weight / ((self.counts / self.weight) @ self.mean_weights)) if self.weight else 0.0
 
     @property
     def mean(self):
@@ -247,15 +276,19 @@ class ClassMoments:
 
     def to(self, device):
         """Return the same statistics on ``device``."""
-        return ClassMoments(self.classes, self.counts, self.rows, self._means.to(device), self.scatter.to(device))
+        return self._with(self._means.to(device), self.scatter.to(device))
 
     def leading(self, d):
         """Return the statistics of the first ``d`` features alone."""
-        return ClassMoments(self.classes, self.counts, self.rows, self._means[:, :d], self.scatter.leading(d))
+        return self._with(self._means[:, :d], self.scatter.leading(d))
+
+    def _with(self, means, scatter):
+        return ClassMoments(self.classes, self.counts, self.rows, self.mean_weights, means, scatter)
 
     def scale(self, factor):
         """Return the statistics with every weight multiplied by ``factor`` > 0."""
-        return ClassMoments(self.classes, self.counts * factor, self.rows, self._means, self.scatter.scale(factor))
+        counts, mean_weights = self.counts * factor, self.mean_weights * factor
+        return ClassMoments(self.classes, counts, self.rows, mean_weights, self._means, self.scatter.scale(factor))
 
     def _aligned(self, other):
         classes = union_of_labels(self.classes, other.classes)
@@ -271,21 +304,26 @@ class ClassMoments:
         if not isinstance(other, ClassMoments):
             return NotImplemented
         a, b = self._aligned(other)
-        # A class stays while weight is left of it, if only of rows that lost a part of theirs.
+        # A class stays while weight is left of it; where no row is, all of them have lost a part of theirs.
         left = a.counts - b.counts
-        rows = np.where(left > 1e-12 * a.counts, np.maximum(a.rows - b.rows, left > 1e-9 * a.counts), 0)
+        parts = (a.rows <= b.rows) & (left > 1e-9 * a.counts)
+        rows = np.where(parts, a.rows, np.where(left > 1e-12 * a.counts, a.rows - b.rows, 0).clip(min=0))
         counts = np.where(rows > 0, left, 0.0)
-        ratio = torch.as_tensor(b.counts / np.where(counts > 0, counts, 1.0), device=a._means.device)[:, None]
-        means = a._means + (a._means - b._means) * ratio
+        ratio = b.counts / np.where(counts > 0, counts, 1.0)
+        mean_weights = a.mean_weights + (a.mean_weights - b.mean_weights) * ratio
+        # Of rows that have lost a part the squares do not tell how much each; taken is the same share.
+        mean_weights = np.where(parts, a.mean_weights * counts / np.where(parts, a.counts, 1.0), mean_weights)
+        mean_weights = np.clip(mean_weights, counts / np.maximum(rows, 1), counts)
+        means = a._means + (a._means - b._means) * torch.as_tensor(ratio, device=a._means.device)[:, None]
         scatter = a.scatter - b.scatter if rows.any() else Scatter.empty(a.n_features, a.scatter.device)
-        return ClassMoments(a.classes, counts, rows, means, scatter)._compact()
+        return ClassMoments(a.classes, counts, rows, mean_weights, means, scatter)._compact()
 
     def __getstate__(self):
-        return (self.classes, self.counts, self.rows, self.means, self.scatter)
+        return (self.classes, self.counts, self.rows, self.mean_weights, self.means, self.scatter)
 
     def __setstate__(self, state):
-        classes, counts, rows, means, scatter = state
-        self.__init__(classes, counts, rows, torch.from_numpy(np.array(means)), scatter)
+        *labelled, means, scatter = state
+        self.__init__(*labelled, torch.from_numpy(np.array(means)), scatter)
 
     def __repr__(self):
         return f"ClassMoments(n_rows={self.n_rows}, n_features={self.n_features}, n_classes={len(self.classes)})"

@@ -130,7 +130,7 @@ def _facts_of(estimator):
     return {name: estimator.__dict__[name] for name in _FACTS if name in estimator.__dict__}
 
 
-def adopt_part(estimator, part, *, reset, classes=None):
+def adopt_part(estimator, part, *, reset, partial=False, classes=None):
     """Make the sum of all parts what an estimator knows, or add it to that; unchanged if that fails.
 
     Parameters
@@ -139,6 +139,8 @@ def adopt_part(estimator, part, *, reset, classes=None):
     part : Part or None
     reset : bool
         Forget what was known before.
+    partial : bool, default=False
+        Whether more may come, so that there may be nothing yet.
     classes : array-like, default=None
         More labels to list in ``classes_``.
 
@@ -151,7 +153,7 @@ def adopt_part(estimator, part, *, reset, classes=None):
         if reset:
             if part is None:
                 raise InputError("X has 0 samples in all; there is nothing to learn from.")
-            estimator._refuse_nothing(part.learnt)
+            estimator._refuse_nothing(part.learnt, partial)
             estimator._forget_saved_backbone()
             for name in _FACTS:
                 estimator.__dict__.pop(name, None)

@@ -13,7 +13,8 @@ import numpy as np
 import scipy.special
 import torch
 
-from faast_sklearn.readout import LinearReadout, draw_scores, score_readout, trust_in_left_out
+from faast_sklearn.calibration import draw_scores, trust_in_left_out
+from faast_sklearn.readout import LinearReadout, score_readout
 
 __all__ = ["choose_prior_strength", "mixed_readout", "prior_weight", "value_readout", "zero_shot_readout"]
 
@@ -126,7 +127,7 @@ def choose_prior_strength(learned, moments, values, seen):
         O(d² c) for each of 25 strengths, and O(c) for each of 2,000 draws and 17 temperatures.
     """
     default = _A_CLASS * len(values.vectors)
-    trust = trust_in_left_out(moments)
+    trust = trust_in_left_out(moments, learned.inflation)
     if learned.left_out is None or trust == 0.0:
         return default
     learned = _for_all(learned, seen, len(values.vectors))
@@ -160,6 +161,7 @@ class _Mixture:
         if self.is_known:
             self._left_out = (1.0 - share) * learned.left_out
         # Only what was learnt spreads wider out of sample than in sample.
+        self._inflation = learned.inflation
         self._outer = learned.inflation * self.coef
         if share:
             prior = share * zero_shot_readout(values, moments.n_features).coef
@@ -172,10 +174,9 @@ class _Mixture:
         moments = self.moments
         total = moments.scatter.quadratic(torch.as_tensor(self._outer.T, device=moments.scatter.device)).cpu().numpy()
         centred = (moments.means - moments.mean) @ self._outer.T
-        rows = moments.n_samples
         within = (total - (centred.T * moments.counts) @ centred) / moments.weight
-        within *= rows / max(rows - len(moments.classes), 1.0)
-        scores, classes = draw_scores(self._left_out, within)
+        within *= moments.n_samples / max(moments.n_spare, 1.0)
+        scores, classes = draw_scores(self._left_out, within, moments.sizes, self.seen)
         share = (moments.counts / moments.counts.sum())[classes]
         right = scores[np.arange(len(scores)), self.seen[classes]]
         spread = np.array([scipy.special.logsumexp(tau * scores, axis=1) for tau in _TEMPERATURES])
@@ -183,4 +184,4 @@ class _Mixture:
 
     def temperature(self):
         """Return the temperature of the least expected loss, as far as left-out moments are believed."""
-        return _TEMPERATURES[int(np.argmin(self.losses()))] ** trust_in_left_out(self.moments)
+        return _TEMPERATURES[int(np.argmin(self.losses()))] ** trust_in_left_out(self.moments, self._inflation)

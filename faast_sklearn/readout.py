@@ -5,48 +5,32 @@ Two links turn weights into a classifier:
 * :func:`discriminant_readout`: Gaussian classes with the regularised pooled covariance. The ridge weights already
   hold everything: with the total scatter ``T = S + B`` (within plus between), ``(S + λ)⁻¹M`` follows from
   ``W = (T + λ)⁻¹ Sᵀ`` by a c×c inverse (Woodbury). Unlike the argmax of ridge scores it does not mask classes
-  and is right for unequal class sizes.
+  and is right for unequal class sizes: a mean of few rows is drawn towards the others as far as it is noise.
 * :func:`score_readout`: the weights' own scores, whose argmax is the paper's prediction, with a softmax.
 
-Both are calibrated by one temperature. Leave-one-out moments of the scores follow from the in-sample ones and the
-mean leverage ``h`` (the residual of a left-out row is ``r / (1 − h)``); the temperature minimises the expected
-log-loss of scores distributed about the left-out class means with the tails of a t distribution. No example is
-needed, so the probabilities of a model that learnt in pieces are those of one that learnt at once.
+Both are calibrated by one temperature; :mod:`faast_sklearn.calibration` has how. No example is needed, so the
+probabilities of a model that learnt in pieces are those of one that learnt at once.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 import torch
 
-__all__ = [
-    "LinearReadout",
-    "discriminant_mixing",
-    "discriminant_readout",
-    "draw_scores",
-    "score_readout",
-    "trust_in_left_out",
-]
+from faast_sklearn.calibration import score_margin, temperature
+from faast_sklearn.discriminant import Between
+from faast_sklearn.solvers import residual_share
 
-# Draws that stand for the distribution of left-out scores; fixed, so that results repeat.
-_N_DRAWS = 2000
-# Tails of the class-conditional scores. Gaussian tails leave the probabilities overconfident by a factor of two to
-# three on image and text features; four degrees of freedom and the slack below come within 0.03 of the log-loss
-# at the best temperature over all shot counts tried (docs/auto_alpha.md).
-_TAIL_DF = 4.0
-_SLACK = 0.7
-# Errors that are expected beside those that the statistics foretell, of all N rows: where none is foretold, as between
-# classes that are all but separated, it alone keeps the temperature finite (log-loss 0.37 against 0.03 on the digits
-# with random features).
-_UNFORESEEN = 0.1
-# Grid of log τ.
-_TAU_STEP = 1 / 64
+__all__ = ["LinearReadout", "discriminant_readout", "score_readout"]
+
 # Rows scored at once: few enough to stay in the cache between their conversion and their product.
 _BLOCK_ROWS = 1024
 # Up to so many NumPy is faster: torch's calls cost more than the product.
 _FEW_ROWS = 256
+# Rows of no class in particular that are added to each: with few rows shares are less unequal than they look, and
+# with many they are as they are (Laplace's rule of succession).
+_PRIOR_ROWS = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,12 +97,19 @@ def _as_float64_tensor(rows):
 def discriminant_readout(solution, moments):
     """Regularised linear discriminant from centred ridge weights.
 
-    Class k scores ``τ (aₖᵀ Σ⁻¹(x − m̄) − ½ aₖᵀ Σ⁻¹ aₖ) + log πₖ`` with ``Σ = (S + λI) / N``, S the pooled within-class
-    scatter, πₖ the share of class k, and aₖ its mean less the average m̄ of the class means, with one correction: the
-    squared norm ``qₖ = (mₖ − m̄)ᵀ Σ⁻¹ (mₖ − m̄)`` becomes ``q̄^(1 − ρₖ) · qₖ^ρₖ`` with ``ρₖ = (nₖ − 1) / (nₖ + 5)``.
-    A mean of few rows has a direction worth following, but its norm is noise that would favour some classes
-    everywhere: with one example a class all norms are taken as equal, with a hundred as they are. For the same
-    reason S takes in the share ``c / 5N`` of the between-class scatter, which vanishes as N grows.
+    Class k scores ``τ (âₖᵀ Σ⁻¹(x − m₀) − ½ qₖ′) + log πₖ`` with ``Σ = (S + λI) / N`` and S the pooled within-class
+    scatter. What unequal classes need is in three places:
+
+    * ``âₖ = bₖ (mₖ − m₀)`` with ``bₖ = s / (s + vₖ)``: the posterior mean of a class of nₖ rows whose true mean lies s
+      from m₀ by a normal prior, in the metric Σ⁻¹, and whose sample mean is off by ``vₖ = tr(Σ⁻¹ Cov) / nₖ``. m₀ is the
+      mean of the class means, each weighted by ``1 / (s + vₖ)``, and s follows from how far they lie apart (DerSimonian
+      and Laird, 1986). Without it noise makes a mean of few rows look far away from everything, its own rows included.
+    * ``qₖ′``: the squared norm of âₖ, drawn towards what s and vₖ foretell by the reliability
+      ``(nₖ − 1) / (nₖ + 5)``: with one row the direction of a mean is worth following, but its norm is noise.
+    * ``πₖ = (nₖ + 1) / (N + c)``, shares by Laplace's rule.
+
+    With equal classes bₖ and m₀ are common to all of them and only the temperature feels them. The share ``c / 5N`` of
+    the between-class scatter counts as within.
 
     Parameters
     ----------
@@ -133,52 +124,23 @@ def discriminant_readout(solution, moments):
     LinearReadout
         The scores are log-posteriors up to a constant; its temperature is 1. Costs O(d c² + c³).
     """
-    weights, n = _host64(solution.weights), moments.weight
+    moments = _above_underflow(moments)
+    weights, n = _host64(solution.weights), moments.n_samples
     fitted = (moments.means - moments.mean) @ weights
-    mixing, offset = discriminant_mixing(fitted, moments.counts, moments.rows)
-    log_prior = np.log(moments.counts / n)
-    left_out, covariance = _left_out_scores(solution, moments, fitted, intercept=True)
-    left_out = left_out @ mixing + offset
-    tau = _temperature(left_out, mixing.T @ covariance @ mixing, fitted @ mixing, log_prior, moments)
-    coef = tau * (weights @ mixing).T
-    constant = tau * offset + log_prior - coef @ moments.mean
-    return LinearReadout(coef, constant, 1.0, tau * left_out + log_prior, _inflation(solution, moments, True))
-
-
-def discriminant_mixing(fitted, counts, rows):
-    """Turn ridge scores into those of the discriminant, in the space of classes alone.
-
-    Parameters
-    ----------
-    fitted : ndarray of shape (..., c, c), float64
-        Row k is the mean centred ridge score of class k, ``(mₖ − m)ᵀW``; of one or of many problems.
-    counts : ndarray of shape (c,)
-        Weight of each class, the same for all problems.
-    rows : ndarray of shape (c,)
-        Number of rows of each class.
-
-    Returns
-    -------
-    mixing : ndarray of shape (..., c, c)
-        ``W @ mixing`` holds the ``Σ⁻¹aₖ`` of :func:`discriminant_readout` as columns.
-    offset : ndarray of shape (..., c)
-        The scores are ``(x − m)ᵀ W @ mixing + offset``, up to the temperature and the log-shares. Costs O(c³).
-    """
-    n = counts.sum()
-    root = np.sqrt(counts)
-    values, vectors = np.linalg.eigh(_symmetric(root[:, None] * fitted / root))
-    # In exact arithmetic the eigenvalues lie in [0, 1); one means that no within-class spread is left.
-    doubt = len(counts) / (5.0 * max(n, rows.sum()))
-    kept = np.maximum(1.0 - (1.0 - doubt) * values, 1e-5)
-    mixing = n * ((vectors / kept[..., None, :]) @ np.swapaxes(vectors, -1, -2)) / np.outer(root, root)
-    mixing -= mixing.mean(axis=-1, keepdims=True)
-    centre = fitted.mean(axis=-2)
-    norms = np.maximum(np.einsum("...kj,...jk->...k", fitted - centre[..., None, :], mixing), 0.0)
-    rows = np.maximum(np.maximum(counts, rows), 1.0)
-    reliability = (rows - 1.0) / (rows + 5.0)
-    shrunk = norms.mean(axis=-1, keepdims=True) ** (1.0 - reliability) * norms**reliability
-    mixing *= np.sqrt(np.divide(shrunk, norms, out=np.ones_like(norms), where=norms > 0))[..., None, :]
-    return mixing, -0.5 * shrunk - np.einsum("...j,...jk->...k", centre, mixing)
+    between = Between(fitted, moments.counts, n)
+    total = _host64(moments.scatter.quadratic(solution.weights))
+    leverage = between.leverage(solution.df, total, moments.n_spare, moments.n_rows - len(fitted))
+    spread = leverage * max(moments.n_spare, 1.0) / (1.0 - leverage) * _unbiased(moments)
+    directions = between.directions(moments.sizes, spread / moments.sizes)
+    means = fitted @ directions.mixing + directions.offset
+    left_out = means - directions.optimism
+    covariance = directions.mixing.T @ _within(fitted, total, moments) @ directions.mixing / (1.0 - leverage) ** 2
+    log_prior = _log_shares(moments)
+    inflation = 1.0 / (1.0 - leverage)
+    tau = temperature(left_out, covariance, score_margin(means), log_prior, moments, inflation)
+    coef = tau * (weights @ directions.mixing).T
+    constant = tau * directions.offset + log_prior - coef @ moments.mean
+    return LinearReadout(coef, constant, 1.0, tau * left_out + log_prior, inflation)
 
 
 def score_readout(solution, moments, intercept):
@@ -198,120 +160,42 @@ def score_readout(solution, moments, intercept):
     LinearReadout
         With ``coef = Wᵀ`` and the temperature of the probabilities.
     """
-    weights, n = _host64(solution.weights), moments.weight
-    shift = moments.counts / n - moments.mean @ weights if intercept else np.zeros(weights.shape[1])
+    moments = _above_underflow(moments)
+    weights, shares = _host64(solution.weights), moments.counts / moments.weight
+    shift = shares - moments.mean @ weights if intercept else np.zeros(weights.shape[1])
     fitted = moments.means @ weights + shift
-    left_out, covariance = _left_out_scores(solution, moments, fitted - moments.counts / n, intercept)
-    tau = _temperature(left_out, covariance, fitted, np.zeros(len(fitted)), moments)
-    left_out = left_out + moments.counts / n
-    return LinearReadout(weights.T.copy(), shift, tau, left_out, _inflation(solution, moments, intercept))
+    # A row that is left out moves its own residual from r to r / (1 − h), with h its leverage.
+    inflation = 1.0 / residual_share(solution.df + intercept, moments.n_samples, moments.n_rows)
+    targets = np.eye(len(shares))
+    left_out = targets - (targets - fitted) * inflation
+    total = _host64(moments.scatter.quadratic(solution.weights))
+    covariance = _within(fitted, total, moments) * inflation**2
+    tau = temperature(left_out, covariance, score_margin(fitted), np.zeros(len(fitted)), moments, inflation)
+    return LinearReadout(weights.T.copy(), shift, tau, left_out, inflation)
+
+
+def _within(fitted, total, moments):
+    """Return the covariance of ridge scores within classes, (c, c), from their scatter ``Wᵀ T W`` about their mean."""
+    centred = fitted - (moments.counts / moments.weight) @ fitted
+    within = (total - (centred.T * moments.counts) @ centred) / moments.weight
+    return 0.5 * (within + within.T) * _unbiased(moments)
+
+
+def _unbiased(moments):
+    """Return what the mean square within classes is multiplied by for the means that were taken off, N / (N − c)."""
+    return 1.0 / max(1.0 - float((moments.mean_weights / moments.weight).sum()), 1.0 / max(moments.n_samples, 1.0))
+
+
+def _log_shares(moments):
+    """Return the logarithms of the shares of the classes that are believed, of shape (c,)."""
+    rows, c = moments.effective_size, len(moments.classes)
+    return np.log(moments.counts / moments.weight * rows + _PRIOR_ROWS) - np.log(rows + _PRIOR_ROWS * c)
+
+
+def _above_underflow(moments):
+    """Return the same moments, or where weights are too small to divide by in another unit: only ratios count."""
+    return moments.scale(2.0**1000) if moments.weight < 2.0**-900 else moments
 
 
 def _host64(tensor):
     return tensor.cpu().numpy()
-
-
-def _symmetric(matrix):
-    return 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
-
-
-def _left_out_scores(solution, moments, fitted, intercept):
-    """Return class means (c, c) and pooled within-class covariance of left-out scores, shares subtracted."""
-    if moments.weight < 2.0**-900:
-        moments = moments.scale(2.0**1000)  # only ratios of weights count, and these are too small to divide by
-    counts, n, c = moments.counts, moments.weight, len(moments.counts)
-    inflation = _inflation(solution, moments, intercept)
-    targets = np.eye(c) - counts / n
-    left_out = targets - (targets - fitted) * inflation
-    # The scatter of the scores about their mean, less what lies between the classes.
-    total = _host64(moments.scatter.quadratic(solution.weights))
-    centred = fitted - (counts / n) @ fitted
-    within = (total - (centred.T * counts) @ centred) / n
-    # Weights that sum to something else than the number of rows make the spread neither wider nor narrower.
-    rows = moments.n_samples
-    return left_out, _symmetric(within) * (rows / max(rows - c, 1.0)) * inflation**2
-
-
-def _inflation(solution, moments, intercept):
-    """Return ``1 / (1 − h)`` at the mean leverage h: what residuals grow by when their row is left out."""
-    return 1.0 / (1.0 - min((solution.df + intercept) / moments.n_samples, 1.0 - 1e-3))
-
-
-def trust_in_left_out(moments):
-    """Return how far left-out moments are believed: 0 with one row a class, near 1 with many."""
-    c = len(moments.classes)
-    spare = max(moments.n_samples - c, 0.0)
-    return spare / (spare + 3.0 * c)
-
-
-def draw_scores(means, covariance):
-    """Draw scores of left-out rows of each class in turn, always the same.
-
-    Parameters
-    ----------
-    means : ndarray of shape (k, c)
-    covariance : ndarray of shape (c, c)
-
-    Returns
-    -------
-    scores : ndarray of shape (n, c)
-        With the tails of a t distribution.
-    classes : ndarray of int, shape (n,)
-        Rows of ``means``.
-    """
-    k, c = means.shape
-    values, vectors = np.linalg.eigh(covariance)
-    # The symmetric root is one and the same whatever signs and rotations the eigenvectors come in.
-    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
-    rng = np.random.default_rng(0)
-    n = max(_N_DRAWS, k)
-    classes = np.arange(n) % k
-    radius = np.sqrt((_TAIL_DF - 2.0) / rng.chisquare(_TAIL_DF, n))
-    return means[classes] + (rng.standard_normal((n, c)) * radius[:, None]) @ root, classes
-
-
-def _temperature(means, covariance, fitted, log_prior, moments):
-    """Minimise the expected log-loss of ``τ · scores + log_prior`` over τ > 0.
-
-    ``means`` and ``covariance`` describe left-out scores. With few rows a class neither is worth much (with one,
-    leaving it out leaves the class empty), and the result leans on a prior: the τ at which the margin of a class
-    mean is ``(4 + 7 log₂(c/2)) / 3``, that of features which explain two fifths of the variance of the labels.
-    """
-    c = len(means)
-    margin = (np.trace(fitted) * c - fitted.sum()) / (c * (c - 1))
-    if not np.isfinite(margin) or margin <= 0:
-        return 1.0
-    prior = (4.0 + 7.0 * np.log2(c / 2)) / 3.0 / margin
-    trust = trust_in_left_out(moments)
-    if trust == 0.0:
-        return float(prior)
-    scores, classes = draw_scores(means, covariance)
-    share = np.exp(np.log(moments.counts) - np.log(moments.counts).max())[classes]
-    own = scores[np.arange(len(scores)), classes]
-    doubt = _UNFORESEEN / (moments.n_samples + 2.0)
-    right = (1.0 - doubt) * own + doubt * (scores.sum(1) - own) / (c - 1)
-
-    def slope(log_tau):
-        logits = np.exp(log_tau) * scores + log_prior
-        chosen = np.einsum("ik,ik->i", scipy.special.softmax(logits, axis=1), scores)
-        return share @ (chosen - right)
-
-    # The loss is convex in τ, so its slope rises and has one root. A hundredfold away from the prior the data have
-    # nothing to say. Where the classes are all but separated, the within-class spread is a difference of nearly equal
-    # numbers and its last digits depend on the split of the data; a grid finer than the draws are certain does not.
-    span = 4.6
-    if slope(np.log(prior) - span) >= 0:
-        found = -span
-    elif slope(np.log(prior) + span) <= 0:
-        found = span
-    else:
-        found = scipy.optimize.brentq(lambda x: slope(np.log(prior) + x), -span, span, xtol=1e-9)
-    found = round(found / _TAU_STEP) * _TAU_STEP
-    tau, slack = prior * np.exp(trust * found), _SLACK**trust
-    # The slack leaves the mean of a rare class to it: one row beside 100,000 has a long way to go against its share.
-    gaps = np.diagonal(means)[:, None] - means
-    off = ~np.eye(c, dtype=bool)
-    apart = (gaps > 0).all(axis=1, where=off)
-    needed = np.divide(log_prior - log_prior[:, None], gaps, out=np.zeros_like(gaps), where=off & apart[:, None])
-    needed = needed.max(axis=1)
-    return float(max(slack * tau, min(tau, 1.25 * needed[needed <= tau].max(initial=0.0))))

@@ -73,7 +73,7 @@ def _held_out_errors(train, fold, alphas, solver, intercept):
         strengths = torch.as_tensor(alphas * spectrum.mean_value, device=values.device)[:, None]
         f = ridge_filter(values, strengths)
     else:
-        f = pinv_filter(values, torch.as_tensor(train.weight**-alphas, device=values.device)[:, None])
+        f = pinv_filter(values, torch.as_tensor(train.n_samples**-alphas, device=values.device)[:, None])
     learnt = vectors.T @ train.class_sums(centred=intercept).T  # (r, c)
     counts = torch.as_tensor(fold.counts, device=values.device)
     shares = torch.as_tensor(train.counts / train.weight * intercept, device=values.device)

@@ -241,7 +241,6 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         with self._unchanged_on_error():
             lm = self._open()
             removed = self._moments_of(lm, self._exchanges(lm, X, y), "forget")
-            self._refuse_nothing(removed)
             self._publish(_taken_away(self.moments_, removed))
         return self
 
@@ -421,7 +420,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             exchanges, base = self._exchanges(lm, X, y), None
             for k in range(self.n_passes):
                 moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
-                self._refuse_nothing(moments)
+                self._refuse_nothing(moments, partial)
                 if k + 1 < self.n_passes:
                     base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
             if not reset:
@@ -523,8 +522,9 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         self.device_ = str(lm.device)
         return self._moments_of(lm, self._exchanges(lm, X, y), "fit")
 
-    def _refuse_nothing(self, moments):
-        if not moments.output.n_tokens:
+    def _refuse_nothing(self, moments, partial):
+        # A stream may begin with texts without a token to learn as well as go on with them.
+        if not partial and not moments.output.n_tokens:
             raise InputError("the texts have no token that could be learnt: all are a single token.")
 
     def _without_moments(self):
@@ -542,8 +542,10 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             raise NotFittedError(
                 f"This {type(self).__name__} instance is not fitted yet. Call 'fit' or 'partial_fit' first."
             )
-        if not self.moments_.n_samples:
-            raise NotFittedError("Everything that was learnt has been forgotten; call 'partial_fit' or 'fit' first.")
+        if not isinstance(self.moments_, NotSaved) and not self.moments_.output.n_tokens:
+            raise NotFittedError(
+                "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
+            )
         return self._learnt
 
     def _solution(self):

@@ -31,6 +31,7 @@ __all__ = [
     "gcv_pinv",
     "gcv_ridge",
     "pinv_filter",
+    "residual_share",
     "ridge_filter",
     "solve_cholesky",
     "solve_pinv",
@@ -149,7 +150,7 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spect
     scatter = moments.scatter.significant() if intercept else moments.scatter.about_origin()
     cross = moments.class_sums(centred=intercept).T
     if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small and spectrum_of is None:
-        solution = solve_cholesky(scatter, cross, alpha)
+        solution = solve_cholesky(scatter, cross, alpha, moments.n_samples)
         if solution is not None:
             return solution
     spectrum = (spectrum_of or decompose)(scatter)
@@ -161,10 +162,13 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spect
         alpha=alpha,
         intercept=intercept,
         n_samples=moments.n_samples,
+        n_rows=moments.n_rows,
     )
 
 
-def solve_spectrum(spectrum, cross, counts, *, solver="ridge", alpha="auto", intercept=True, n_samples=None):
+def solve_spectrum(
+    spectrum, cross, counts, *, solver="ridge", alpha="auto", intercept=True, n_samples=None, n_rows=None
+):
     """Solve for the weights that map features to one-hot targets, from a decomposition.
 
     Parameters
@@ -177,8 +181,8 @@ def solve_spectrum(spectrum, cross, counts, *, solver="ridge", alpha="auto", int
         Weight of each class, the same for all problems.
     solver, alpha, intercept
         As in :func:`fast_weights`.
-    n_samples : float, optional
-        N; the sum of the weights by default.
+    n_samples, n_rows : float, optional
+        N and the number of rows, as in :func:`gcv_ridge`; the sum of the weights and N by default.
 
     Returns
     -------
@@ -189,9 +193,10 @@ def solve_spectrum(spectrum, cross, counts, *, solver="ridge", alpha="auto", int
     if alpha == "auto":
         total = float(weight - intercept * (counts * (counts / weight)).sum())
         if solver == "ridge":
-            alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, intercept=intercept, prior=_ALPHA_PRIOR)
+            prior = {"prior": _ALPHA_PRIOR}
+            alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept, **prior)
         else:
-            alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, intercept=intercept)
+            alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept)
     if solver == "ridge":
         return solve_ridge(spectrum, cross, alpha)
     return solve_pinv(spectrum, cross, alpha, n_samples)
@@ -249,7 +254,7 @@ def above_rounding(values, n_features):
     largest = values[..., -1:].clamp(min=0)
     rounding = (largest * max(n_features, 8) * torch.finfo(torch.float64).eps).clamp(min=LEAST_SPREAD)
     # A negative eigenvalue is rounding itself, more of it where many rows were forgotten, and of either sign.
-    return values > torch.maximum(rounding, -4.0 * values[..., :1])
+    return values > torch.maximum(rounding, -16.0 * values[..., :1])
 
 
 def ridge_filter(values, penalty):
@@ -380,7 +385,7 @@ def _column(x, values):
     return torch.as_tensor(x, dtype=values.dtype, device=values.device)[..., None]
 
 
-def solve_cholesky(scatter, cross, alpha):
+def solve_cholesky(scatter, cross, alpha, n_samples=None):
     """Ridge regression for one given ``alpha`` without a decomposition; the same minimum as :func:`solve_ridge`.
 
     Parameters
@@ -391,6 +396,8 @@ def solve_cholesky(scatter, cross, alpha):
         ``KᵀV``.
     alpha : float
         As in :func:`solve_ridge`.
+    n_samples : float, optional
+        N, which bounds the rounding; the sum of the weights by default.
 
     Returns
     -------
@@ -410,19 +417,59 @@ def solve_cholesky(scatter, cross, alpha):
         return None
     inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype, device=factor.device), upper=False)
     condition = condition_estimate(matrix, inverse)
-    if condition > safe_condition(scatter.weight):
+    if condition > safe_condition(scatter.weight if n_samples is None else n_samples):
         return None
     weights = torch.cholesky_solve(cross, factor)
     df = d - penalty * float((inverse * inverse).sum())
     return Solution(weights, max(df, 0.0), float(alpha), "cholesky", condition)
 
 
-def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDGE_ALPHAS, prior=None):
+def residual_share(df, n_samples, n_rows, least=1e-3):
+    """Return what is left of a row's own left-out residual when the row is in the fit: ``1 − h``, on average.
+
+    Rows of equal weight have the mean leverage ``h = df / N``. Among unequal ones leverage goes with the weight while
+    it is small, and no row has one above one. Of n rows that say as much as N, ``1 − h = (1 − b df / N)^(1 / b)`` with
+    ``b = 1.5 N / n − 0.5``: 1 for equal weights, and first-order the same for all.
+
+    Parameters
+    ----------
+    df : float or torch.Tensor
+        Degrees of freedom of the fit.
+    n_samples : float
+        N.
+    n_rows : float
+        n.
+    least : float, default=1e-3
+        No smaller share is returned.
+
+    Returns
+    -------
+    float or torch.Tensor
+
+    Examples
+    --------
+    >>> from faast_sklearn.solvers import residual_share
+    >>> residual_share(20.0, 100.0, 100.0), round(residual_share(20.0, 50.0, 100.0), 2)
+    (0.8, 0.66)
+    """
+    share = torch.as_tensor(df, dtype=torch.float64) / n_samples
+    bend = 1.5 * min(n_samples / n_rows, 1.0) - 0.5
+    if bend == 1.0:
+        left = 1.0 - share
+    elif abs(bend) < 1e-9:
+        left = (-share).exp()
+    else:
+        left = (1.0 - bend * share).clamp(min=0.0) ** (1.0 / bend)
+    left = left.clamp(min=least, max=1.0)
+    return left if isinstance(df, torch.Tensor) else float(left)
+
+
+def gcv_ridge(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True, alphas=_RIDGE_ALPHAS, prior=None):
     """Generalised cross-validation of :func:`solve_ridge` over a path of ``alphas``, from the statistics alone.
 
     With ``trVᵀV`` the residual sum of squares needs no second pass over the data:
     ``RSS = trVᵀV − Σ (2f − λf²) ‖uᵀC‖²``, and ``GCV = (RSS / N) / (1 − (df + 1) / N)²`` (Golub, Heath and
-    Wahba, 1979), the 1 for the intercept.
+    Wahba, 1979), the 1 for the intercept; :func:`residual_share` has what it is for unequal weights.
 
     Candidates that spend more than six tenths of the samples as degrees of freedom are refused: close to
     interpolation numerator and denominator vanish together, and with few noisy samples the quotient has spurious
@@ -435,7 +482,9 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDG
     total : float
         ``trVᵀV`` of the (centred, if ``intercept``) targets.
     n_samples : float
-        N.
+        N, the number of rows of equal weight that say as much.
+    n_rows : float, optional
+        Number of rows; N by default.
     intercept : bool, default=True
     alphas : ndarray of shape (k,)
         Candidates.
@@ -451,7 +500,7 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDG
         GCV of each; infinite where refused.
     """
     penalties = _column(alphas, spectrum.values) * _column(spectrum.mean_value, spectrum.values)[..., None]
-    scores = _gcv(spectrum, cross, total, n_samples, intercept, ridge_filter, penalties)
+    scores = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, ridge_filter, penalties)
     posterior = scores
     if prior is not None:
         median, spread = prior
@@ -460,7 +509,7 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, intercept=True, alphas=_RIDG
     return _least(alphas, posterior, strong=-1), scores
 
 
-def gcv_pinv(spectrum, cross, total, n_samples, *, intercept=True, alphas=_PINV_ALPHAS):
+def gcv_pinv(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True, alphas=_PINV_ALPHAS):
     """Generalised cross-validation of :func:`solve_pinv` over its exponent; as :func:`gcv_ridge`.
 
     Returns
@@ -470,7 +519,7 @@ def gcv_pinv(spectrum, cross, total, n_samples, *, intercept=True, alphas=_PINV_
     scores : ndarray of shape (..., k)
     """
     cutoffs = _column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
-    scores = _gcv(spectrum, cross, total, n_samples, intercept, pinv_filter, cutoffs)
+    scores = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, pinv_filter, cutoffs)
     return _least(alphas, scores, strong=0), scores
 
 
@@ -503,11 +552,11 @@ def gcv_error(solution, moments, intercept=True):
     cross = moments.class_sums(centred=intercept).T
     total = float(moments.counts.sum() - intercept * (moments.counts * (moments.counts / moments.weight)).sum())
     rss = total - 2.0 * float((solution.weights * cross).sum()) + float(scatter.squares(solution.weights).sum())
-    left = 1.0 - (solution.df + float(intercept)) / moments.n_samples
-    return max(rss, 0.0) / moments.n_samples / max(left, 1e-3) ** 2
+    left = residual_share(solution.df + float(intercept), moments.n_samples, moments.n_rows)
+    return max(rss, 0.0) / moments.weight / left**2
 
 
-def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strengths):
+def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, strengths):
     """Return the criterion of strengths (..., k, 1), as an ndarray of shape (..., k)."""
     values = spectrum.values
     if not values.shape[-1]:
@@ -522,9 +571,9 @@ def _gcv(spectrum, cross, total, n_samples, intercept, spectral_filter, strength
     sums = f @ torch.stack([values, 2.0 * power], -1)
     df, explained = sums[..., 0], sums[..., 1]
     rss = (total - explained + (f.square_() @ (values * power)[..., None])[..., 0]).clamp(min=0.0)
-    left = 1.0 - (df + float(intercept)) / n_samples
-    scores = rss / n_samples / left.clamp(min=1e-3).square()
-    return scores.masked_fill(df > _MOST_DF * n_samples, torch.inf).cpu().numpy()
+    scores = rss / n_samples / residual_share(df + float(intercept), n_samples, n_rows).square()
+    refused = residual_share(df, n_samples, n_rows) < 1.0 - _MOST_DF
+    return scores.masked_fill(refused, torch.inf).cpu().numpy()
 
 
 def _least(alphas, scores, strong):

@@ -66,9 +66,10 @@ def _require(fits, what):
         raise ValueError(what)
 
 
-def _class_moments(classes, counts, rows, means, scatter):
+def _class_moments(classes, counts, rows, mean_weights, means, scatter):
     _require(scatter.n_features == means.shape[1], "class means and scatter have other numbers of features")
-    return ClassMoments(classes, counts, rows, torch.from_numpy(means), scatter)
+    _require(bool((mean_weights > 0).all()), "mean weights are not positive")
+    return ClassMoments(classes, counts, rows, mean_weights, torch.from_numpy(means), scatter)
 
 
 def _candidates(moments):
@@ -162,6 +163,7 @@ _CLASS_MOMENTS = Record(
     classes=Labels(),
     counts=Array("c", numpy=True, least=0),
     rows=Array("c", (torch.int64,), numpy=True, least=0),
+    mean_weights=Array("c", numpy=True, least=0),
     means=Array("cd", numpy=True),
     scatter=_SCATTER,
 )

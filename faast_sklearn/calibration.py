@@ -1,0 +1,171 @@
+"""One temperature for the scores of classes, from left-out moments: probabilities without a validation set.
+
+The scores of rows that were not learnt are taken as distributed about a left-out mean of each class, with the tails of
+a t distribution and a covariance that all classes share. The temperature minimises their expected log-loss. With few
+rows neither mean nor covariance is worth much, and the result leans on a prior.
+"""
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+__all__ = ["draw_scores", "score_margin", "temperature", "trust_in_left_out"]
+
+# Draws that stand for the distribution of left-out scores; fixed, so that results repeat.
+_N_DRAWS = 2000
+# Tails of the class-conditional scores, and a factor on the temperature for what they leave out: classes are mixtures.
+# Both, the prior and the errors below were chosen on digits and docstrings (docs/accuracy.md).
+_TAIL_DF = 6.0
+_SLACK = 0.75
+# Rows, beyond those that the fit has used up, for each class at which left-out moments are believed by half.
+_HALF_TRUST = 1.5
+# Errors that are expected beside those that the statistics foretell, of all N rows: where none is foretold, as between
+# classes that are all but separated, it alone keeps the temperature finite.
+_UNFORESEEN = 0.02
+# With few rows the margin of class means at the right temperature is about 4.5 + log c, in sample, over all data tried.
+_MARGIN = 4.5
+# How far, in log τ, left-out moments may pull up and, times 1 / (1 − trust), down: few rows that foretell no margin at
+# all say little.
+_MOST_UP, _MOST_DOWN = 4.6, 1.0
+# Grid of log τ.
+_TAU_STEP = 1 / 64
+
+
+def trust_in_left_out(moments, inflation):
+    """Return how far left-out moments are believed: 0 with one row per class, near 1 with many.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+    inflation : float
+        ``1 / (1 − h)`` at the mean leverage h: a fit that goes through its rows says nothing of others.
+    """
+    spare = moments.n_spare / inflation
+    return spare / (spare + _HALF_TRUST * len(moments.classes))
+
+
+def draw_scores(means, covariance, sizes, seen=None):
+    """Draw scores of left-out rows of each class in turn, always the same, whatever the classes are called.
+
+    Parameters
+    ----------
+    means : ndarray of shape (k, c)
+        Of the scores of rows of k classes.
+    covariance : ndarray of shape (c, c)
+        Of scores about them.
+    sizes : ndarray of shape (k,)
+        Of these classes.
+    seen : ndarray of int, shape (k,), optional
+        Their columns; all by default.
+
+    Returns
+    -------
+    scores : ndarray of shape (n, c)
+        With the tails of a t distribution.
+    classes : ndarray of int, shape (n,)
+        Rows of ``means``.
+    """
+    k, c = means.shape
+    seen = np.arange(c) if seen is None else seen
+    rows, columns = _order(means, sizes, seen)
+    values, vectors = np.linalg.eigh(covariance)
+    # The symmetric root is one and the same whatever signs and rotations the eigenvectors come in.
+    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    rng = np.random.default_rng(0)
+    n = max(_N_DRAWS, k)
+    classes = np.arange(n) % k
+    radius = np.sqrt((_TAIL_DF - 2.0) / rng.chisquare(_TAIL_DF, n))
+    noise = rng.standard_normal((n, c)) * radius[:, None]
+    # The last class has the draws of the first, mirrored, so that two classes may change places.
+    mirror = np.arange(n) - classes + (k - 1 - classes)
+    late = np.flatnonzero((classes > k - 1 - classes) & (mirror < n))
+    noise[late] = noise[mirror[late], ::-1]
+    scores = np.empty((n, c))
+    scores[:, columns] = means[rows[classes]][:, columns] + noise @ root[np.ix_(columns, columns)]
+    return scores, rows[classes]
+
+
+def _order(means, sizes, seen):
+    """Return classes and columns in an order that follows from the statistics, and not from rounding where they tie."""
+    own = means[np.arange(len(seen)), seen]
+    scale = np.abs(means).max(initial=0.0) or 1.0
+    rows = np.lexsort((np.round(own / scale, 9), np.round(sizes / sizes.max(), 9)))
+    others = np.setdiff1d(np.arange(means.shape[1]), seen)
+    others = others[np.argsort(np.round(means[:, others].mean(0) / scale, 9), kind="stable")]
+    return rows, np.concatenate([seen[rows], others])
+
+
+def score_margin(means):
+    """Return by how much the score of the own class exceeds the average of the others, at class means (c, c)."""
+    c = len(means)
+    return (np.trace(means) * c - means.sum()) / (c * (c - 1))
+
+
+def temperature(means, covariance, margin, log_prior, moments, inflation):
+    """Minimise the expected log-loss of ``τ · scores + log_prior`` over τ > 0.
+
+    Parameters
+    ----------
+    means : ndarray of shape (c, c)
+        Of the scores of left-out rows of each class.
+    covariance : ndarray of shape (c, c)
+        Of left-out scores about them.
+    margin : float
+        :func:`score_margin` in sample: a prior, as far as left-out moments are not believed, has it at
+        ``4.5 + log c`` times the temperature.
+    log_prior : ndarray of shape (c,)
+    moments : ClassMoments
+    inflation : float
+        As in :func:`trust_in_left_out`.
+
+    Returns
+    -------
+    float
+        O(c) for each of 2,000 draws and about ten values of τ.
+    """
+    if not np.isfinite(margin) or margin <= 0:
+        return 1.0
+    prior = (_MARGIN + np.log(len(means))) / margin
+    trust = trust_in_left_out(moments, inflation)
+    if trust == 0.0:
+        return float(prior)
+    found = _least_loss(*draw_scores(means, covariance, moments.sizes), prior, trust, log_prior, moments)
+    tau, slack = prior * np.exp(trust * found), _SLACK**trust
+    needed = _needed(means, log_prior)
+    return float(max(slack * tau, min(tau, 1.25 * needed[needed <= tau].max(initial=0.0))))
+
+
+def _least_loss(scores, classes, prior, trust, log_prior, moments):
+    """Return log (τ / prior) of the least expected loss of drawn scores, within bounds."""
+    share = moments.sizes[classes]  # evidence, which weights may be far from
+    own = scores[np.arange(len(scores)), classes]
+    doubt = _UNFORESEEN / (moments.n_samples + 2.0)
+    right = (1.0 - doubt) * own + doubt * (scores.sum(1) - own) / (scores.shape[1] - 1)
+
+    def slope(x):
+        chosen = scipy.special.softmax(prior * np.exp(x) * scores + log_prior, axis=1)
+        return share @ (np.einsum("ik,ik->i", chosen, scores) - right)
+
+    # The loss is convex in τ, so its slope rises and has one root. Where the classes are all but separated, the spread
+    # within them is a difference of nearly equal numbers and its last digits depend on the split of the data; a grid
+    # finer than the draws are certain does not.
+    low, high = -min(_MOST_DOWN / (1.0 - trust), 2.0 * _MOST_UP), _MOST_UP
+    if slope(low) >= 0:
+        found = low
+    elif slope(high) <= 0:
+        found = high
+    else:
+        found = scipy.optimize.brentq(slope, low, high, xtol=1e-9)
+    return round(found / _TAU_STEP) * _TAU_STEP
+
+
+def _needed(means, log_prior):
+    """Return the τ at which the mean of each class is predicted as its own; 0 where none does it.
+
+    The slack leaves the mean of a rare class to it: one row beside 100,000 has a long way to go against its share.
+    """
+    gaps = np.diagonal(means)[:, None] - means
+    off = ~np.eye(len(means), dtype=bool)
+    apart = (gaps > 0).all(axis=1, where=off)
+    needed = np.divide(log_prior - log_prior[:, None], gaps, out=np.zeros_like(gaps), where=off & apart[:, None])
+    return needed.max(axis=1)
