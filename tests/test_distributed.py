@@ -81,6 +81,7 @@ def told(clf):
         means=moments.means,
         counts=moments.counts,
         rows=moments.rows,
+        mean_weights=moments.mean_weights,
         probabilities=clf.predict_proba(X[:20]),
     )
 

@@ -42,6 +42,7 @@ def assert_same(a, b, rtol=1e-11, beside=None):
     """Compare up to rounding, which is relative to the largest statistics that took part (``beside`` included)."""
     assert np.array_equal(a.classes, b.classes)
     assert np.array_equal(a.rows, b.rows)
+    np.testing.assert_allclose(a.mean_weights, b.mean_weights, rtol=1e-12)
     np.testing.assert_allclose(a.counts, b.counts, rtol=1e-12)
     largest = [m for m in (a, beside) if m is not None]
     spread = max(m.scatter.trace() + m.weight * 1e-4 * np.square(m.mean).max() for m in largest)
@@ -154,7 +155,15 @@ def test_a_new_class_is_a_new_row_and_leaves_the_others_bit_for_bit():
 
 def snapshot(moments):
     scatter = moments.scatter
-    arrays = [moments.classes, moments.counts, moments.rows, moments.means, moments.mean, scatter.matrix().numpy()]
+    arrays = [
+        moments.classes,
+        moments.counts,
+        moments.rows,
+        moments.mean_weights,
+        moments.means,
+        moments.mean,
+        scatter.matrix().numpy(),
+    ]
     return [a.copy() for a in arrays] + [f.numpy().copy() for f in scatter._factors]
 
 
@@ -267,7 +276,8 @@ def test_weight_that_is_left_of_a_row_stays():
     np.testing.assert_allclose(left.means, expected.means)
     np.testing.assert_allclose(left.scatter.matrix(), expected.scatter.matrix(), atol=1e-12)
     assert left.weight == expected.weight
-    assert left.rows.tolist() == [1, 2, 2]
+    assert left.rows.tolist() == [2, 2, 2]
+    np.testing.assert_allclose(left.mean_weights, expected.mean_weights)
 
 
 def test_statistics_of_other_kinds_do_not_add():

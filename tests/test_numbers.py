@@ -135,7 +135,6 @@ def test_every_output_is_finite_for_weights_of_any_size(name, shape):
 
 @pytest.mark.parametrize("factor", [1e-300, 1e-100, 1e-12, 1e12, 1e100, 1e290])
 def test_only_the_ratios_of_weights_tell(factor):
-    # Up to the number of rows: whole weights are frequencies, and a million rows know more than sixty.
     X, y = blobs(60, 8)
     weight = np.random.default_rng(1).uniform(0.5, 2.0, 60)
     for settings in ({"alpha": 0.1}, {"alpha": 0.1, "fit_intercept": False}, {"solver": "pinv", "alpha": 100.0}):
@@ -143,8 +142,7 @@ def test_only_the_ratios_of_weights_tell(factor):
             warnings.simplefilter("ignore", ConditionWarning)
             plain, other = (FaastClassifier(**settings).fit(X, y, w) for w in (weight, weight * factor))
             assert np.array_equal(plain.predict(X), other.predict(X))
-            if factor < 1:
-                np.testing.assert_allclose(other.predict_proba(X), plain.predict_proba(X), rtol=0, atol=0.05)
+            np.testing.assert_allclose(other.predict_proba(X), plain.predict_proba(X), rtol=0, atol=1e-9)
 
 
 def test_weights_that_sum_to_one_leave_the_pseudo_inverse_its_rank():
@@ -191,18 +189,6 @@ def test_the_order_of_columns_and_rows_is_of_no_account(shape, settings):
     np.testing.assert_allclose(by_column.coef_, plain.coef_[:, columns], rtol=0, atol=1e-10 * np.abs(plain.coef_).max())
     by_row = FaastClassifier(**settings).fit(X[rows], y[rows])
     np.testing.assert_allclose(by_row.predict_proba(X), plain.predict_proba(X), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("settings", [{}, {"alpha": 1e-3}, {"solver": "pinv", "alpha": 0.8}])
-def test_a_row_twice_is_a_row_of_weight_two(settings):
-    X, y = blobs(60, 8)
-    twice = np.arange(60) % 3 == 0
-    a = FaastClassifier(**settings).fit(np.r_[X, X[twice]], np.r_[y, y[twice]])
-    b = FaastClassifier(**settings).fit(X, y, 1.0 + twice)
-    np.testing.assert_allclose(a.coef_, b.coef_, rtol=0, atol=1e-2 * np.abs(a.coef_).max())
-    np.testing.assert_allclose(a.moments_.scatter.matrix(), b.moments_.scatter.matrix(), rtol=1e-12, atol=1e-10)
-    weights = [fast_weights(m.moments_, alpha=0.1).weights for m in (a, b)]
-    np.testing.assert_allclose(*weights, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("splits", [1, 7, 60])

@@ -23,6 +23,7 @@ def refitted_errors(X, y, weight, splits, alphas, solver, intercept):
     result = []
     for train, test in splits:
         w = weight[train][:, None]
+        n_samples = sum(w[y[train] == k].sum() ** 2 / np.square(w[y[train] == k]).sum() for k in classes)
         shift, share = (w * X[train]).sum(0) / w.sum(), (w * V[train]).sum(0) / w.sum()
         shift, share = shift * intercept, share * intercept
         K, T = X[train] - shift, V[train] - share
@@ -34,7 +35,7 @@ def refitted_errors(X, y, weight, splits, alphas, solver, intercept):
                 penalty = alpha * np.trace(gram) / len(gram)
                 W = np.linalg.solve(gram + penalty * np.eye(len(gram)), (w * K).T @ T)
             else:
-                W = np.linalg.pinv(root * K, rcond=w.sum() ** -alpha) @ (root * T)
+                W = np.linalg.pinv(root * K, rcond=n_samples**-alpha) @ (root * T)
             residual = V[test] - share - (X[test] - shift) @ W
             row.append((weight[test] * (residual**2).sum(1)).sum() / weight[test].sum())
         result.append(row)

@@ -74,19 +74,27 @@ def datasets(photos, cache=None):
         yield "photos, EfficientNet", vision.fit(paths).transform(paths), labels, 600
 
 
+def spanned(X):
+    """Return features centred, in coordinates of the span of the rows, of unit mean square; and a map for others."""
+    mean = X.mean(0)
+    # The penalty keeps the weights in the span of the rows, so that rotating into it changes nothing but time.
+    basis = np.linalg.svd(X - mean, full_matrices=False)[2].T if len(X) < X.shape[1] else np.eye(X.shape[1])
+    scale = np.sqrt(((X - mean) ** 2).sum(1).mean())
+
+    def into(rows):
+        return (rows - mean) @ basis / scale
+
+    return into(X), into
+
+
 def logistic(X, y, X_test, y_test):
     """Accuracy and log-loss for each C, on features centred and scaled to unit mean square."""
-    mean = X.mean(0)
-    X, X_test = X - mean, X_test - mean
-    if len(X) < X.shape[1]:
-        # The penalty keeps the weights in the span of the rows, so that rotating into it changes nothing but time.
-        basis = np.linalg.svd(X, full_matrices=False)[2].T
-        X, X_test = X @ basis, X_test @ basis
-    scale = np.sqrt((X**2).sum(1).mean())
+    X, into = spanned(X)
+    X_test = into(X_test)
     result = []
     for C in CS:
-        clf = LogisticRegression(C=C, max_iter=300).fit(X / scale, y)
-        result.append(scores(clf, X_test / scale, y_test))
+        clf = LogisticRegression(C=C, max_iter=300).fit(X, y)
+        result.append(scores(clf, X_test, y_test))
     return result
 
 
