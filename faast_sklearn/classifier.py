@@ -212,7 +212,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         y : array-like of shape (n,)
             Labels: strings, integers or booleans. None for iterables and datasets that bring their own.
         sample_weight : array-like of shape (n,), optional
-            Non-negative; 2 counts a sample twice and 0 leaves it out.
+            Non-negative. Only ratios matter: all of them times k give the same predictions and probabilities; 0 leaves
+            a sample out. 2 is the sample twice to the fast weights at a given alpha, see ``docs/how_it_works.md``.
 
         Returns
         -------

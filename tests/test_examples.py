@@ -152,6 +152,27 @@ def translation_rows(out):
 
 
 @pytest.mark.slow
+def test_unequal_benchmark_prints_three_tables(tmp_path):
+    out = start("benchmarks/unequal.py", "--small", "--output", tmp_path / "page.md", cwd=tmp_path)
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page.strip() in out
+    assert re.findall(r"^### (.*)$", page, flags=re.MULTILINE) == [
+        "Classes of unequal size",
+        "Probabilities: log-loss / expected calibration error in percent",
+        "Weights: accuracy with 300 examples",
+    ]
+    default, ridge = (
+        [float(one) for one in row.replace("/", "|").split("|")[3:] if one.strip()]
+        for row in re.findall(r"^\| digits, pixels \| (?:default|`Ridge).*$", page, flags=re.MULTILINE)
+    )
+    assert len(default) == len(ridge) == 6
+    few = re.search(r"^\| 12, 3 \| ([\d.]+) / ([\d.]+) / ([\d.]+) ", page, flags=re.MULTILINE)
+    assert float(few[1]) > 95
+    assert float(few[2]) > 90
+    assert float(few[3]) < 0.2
+
+
+@pytest.mark.slow
 def test_translation_learns_a_table_of_pairs(pairs, tiny_folder, tmp_path):
     pytest.importorskip("sacrebleu")
     table = tmp_path / "table.md"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
@@ -9,6 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.multiclass import OneVsRestClassifier
 
 from faast_sklearn import FaastClassifier, merge
+from faast_sklearn.device import available_devices
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.readout import discriminant_readout
 from faast_sklearn.solvers import fast_weights, residual_share
@@ -311,7 +313,7 @@ def test_unequal_digits_are_told_apart_at_least_as_well_as_by_others(counts):
     ours, balanced, ridge, logistic, loss, peer_loss = np.mean(found, 0)
     assert ours[0] >= max(balanced[0], ridge[0], logistic[0]) - 0.01
     assert ours[1] >= ridge[1] - 0.005
-    # Curvature is what a linear Gaussian model of pixels lacks; of features of a backbone it is ahead (docs/accuracy.md).
+    # A linear Gaussian model of pixels lacks curvature; on features of a backbone it is ahead (docs/accuracy.md).
     assert loss[0] <= peer_loss[0] + 0.01
 
 
@@ -339,3 +341,20 @@ def test_it_does_not_matter_where_a_stream_is_cut():
     np.testing.assert_allclose(clf.predict_proba(probe), whole.predict_proba(probe), atol=1e-10)
     nothing = FaastClassifier().partial_fit(X, y, sample_weight=np.zeros(30))
     np.testing.assert_allclose(merge([nothing, clf]).predict_proba(probe), whole.predict_proba(probe), atol=1e-10)
+
+
+@pytest.mark.parametrize("device", [d for d in available_devices() if d in ("cuda", "xpu")] or ["none"])
+def test_a_device_learns_unequal_classes_and_weights_as_the_host_does(device):
+    if device == "none":
+        pytest.skip("no accelerator with float64")
+    for d in (20, 300):
+        X, y, probe, _ = gaussian((60, 12, 3, 1), d, 6.0)
+        weight = np.random.default_rng(0).uniform(0.2, 3.0, len(y))
+        there = torch.from_numpy(X).to(device)
+        for settings in ({}, {"alpha": 0.1}, {"solver": "pinv"}, {"fit_intercept": False}):
+            host = FaastClassifier(**settings).fit(X, y, weight)
+            clf = FaastClassifier(**settings).fit(there, y, weight)
+            assert clf.device_.startswith(device)
+            assert clf.alpha_ == pytest.approx(host.alpha_)
+            found = clf.predict_proba(torch.from_numpy(probe).to(device))
+            np.testing.assert_allclose(found, host.predict_proba(probe), atol=1e-8)
