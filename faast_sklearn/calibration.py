@@ -9,14 +9,17 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-__all__ = ["draw_scores", "score_margin", "temperature", "trust_in_left_out"]
+__all__ = ["SLACK", "draw_scores", "log_shares", "score_margin", "temperature", "trust_in_left_out"]
 
 # Draws that stand for the distribution of left-out scores; fixed, so that results repeat.
 _N_DRAWS = 2000
+# Rows of no class in particular that are added to each: with few rows shares are less unequal than they look, and
+# with many they are as they are (Laplace's rule of succession).
+_PRIOR_ROWS = 1.0
 # Tails of the class-conditional scores, and a factor on the temperature for what they leave out: classes are mixtures.
 # Both, the prior and the errors below were chosen on digits and docstrings (docs/accuracy.md).
 _TAIL_DF = 6.0
-_SLACK = 0.75
+SLACK = 0.75
 # Rows, beyond those that the fit has used up, for each class at which left-out moments are believed by half.
 _HALF_TRUST = 1.5
 # Errors that are expected beside those that the statistics foretell, of all N rows: where none is foretold, as between
@@ -29,6 +32,28 @@ _MARGIN = 4.5
 _MOST_UP, _MOST_DOWN = 4.6, 1.0
 # Grid of log τ.
 _TAU_STEP = 1 / 64
+
+
+def log_shares(moments, seen=None, n_classes=None):
+    """Return the logarithms of the shares of the classes, as far as their rows are enough to tell.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+    seen : ndarray of int, shape (k,), optional
+        Positions of its classes among all, and the number of all; by default there are no others.
+    n_classes : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n_classes,)
+    """
+    counts = moments.counts
+    if seen is not None:
+        counts = np.zeros(n_classes)
+        counts[seen] = moments.counts
+    rows = moments.effective_size
+    return np.log(counts / moments.weight * rows + _PRIOR_ROWS) - np.log(rows + _PRIOR_ROWS * len(counts))
 
 
 def trust_in_left_out(moments, inflation):
@@ -130,7 +155,7 @@ def temperature(means, covariance, margin, log_prior, moments, inflation):
     if trust == 0.0:
         return float(prior)
     found = _least_loss(*draw_scores(means, covariance, moments.sizes), prior, trust, log_prior, moments)
-    tau, slack = prior * np.exp(trust * found), _SLACK**trust
+    tau, slack = prior * np.exp(trust * found), SLACK**trust
     needed = _needed(means, log_prior)
     return float(max(slack * tau, min(tau, 1.25 * needed[needed <= tau].max(initial=0.0))))
 

@@ -182,10 +182,11 @@ class Compiled:
             learned = score_readout(solution, moments, settings.intercept)
         if values is None:
             return Fitted(g, moments, solution, self._spread(learned, moments.classes), 0.0)
+        shares = discriminant and settings.prior_strength != 0.0
         strength = settings.prior_strength
         if strength == "auto":
-            strength = choose_prior_strength(learned, moments, values, seen)
-        readout = mixed_readout(learned, moments, values, seen, strength)
+            strength = choose_prior_strength(learned, moments, values, seen, shares)
+        readout = mixed_readout(learned, moments, values, seen, strength, shares)
         return Fitted(g, moments, solution, readout, float(strength))
 
     def _spread(self, readout, seen):

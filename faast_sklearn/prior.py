@@ -3,8 +3,8 @@
 The paper's vision classifier (Bao et al., arXiv 2605.04651, section 3) predicts ``y = (1 − r) x + r xW``, with
 ``r = N / (N0 + N)``, and compares y with the vector eₖ of each class by cosine. The length of y is common to all
 classes, so that the argmax is that of ``(1 − r) x·eₖ + r (xW)·eₖ``, linear in x: the zero-shot score and what was
-learnt, weighted. Where ridge weights are read out as a discriminant, its log-posteriors take the place of
-``κ (xW)·eₖ``, with κ the model's factor between cosines and logits.
+learnt, weighted. Where ridge weights are read out as a discriminant, its log-likelihoods take the place of
+``κ (xW)·eₖ``, with κ the model's factor between cosines and logits; the log-shares of the classes are added to both.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from faast_sklearn.calibration import draw_scores, trust_in_left_out
+from faast_sklearn.calibration import SLACK, draw_scores, log_shares, trust_in_left_out
 from faast_sklearn.readout import LinearReadout, score_readout
 
 __all__ = ["choose_prior_strength", "mixed_readout", "prior_weight", "value_readout", "zero_shot_readout"]
@@ -86,7 +86,7 @@ def value_readout(solution, moments, values, seen, intercept):
     )
 
 
-def mixed_readout(learned, moments, values, seen, strength):
+def mixed_readout(learned, moments, values, seen, strength, shares):
     """Weigh what was learnt against the zero-shot prediction.
 
     Parameters
@@ -97,19 +97,21 @@ def mixed_readout(learned, moments, values, seen, strength):
         As in :func:`value_readout`.
     strength : float
         N0.
+    shares : bool
+        Whether the log-shares of the classes are in ``learned``, as in log-posteriors.
 
     Returns
     -------
     LinearReadout
         Calibrated as far as the left-out scores are known.
     """
-    learned = _for_all(learned, seen, len(values.vectors))
-    mixed = _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength))
+    learned, log_prior = _for_all(learned, moments, seen, len(values.vectors), shares)
+    mixed = _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength), log_prior)
     tau = mixed.temperature() if mixed.is_known else 1.0
-    return LinearReadout(tau * mixed.coef, tau * mixed.intercept)
+    return LinearReadout(tau * mixed.coef, tau * mixed.intercept + log_prior)
 
 
-def choose_prior_strength(learned, moments, values, seen):
+def choose_prior_strength(learned, moments, values, seen, shares):
     """Return the N0 of the least expected log-loss of left-out rows.
 
     Scores of left-out rows are taken as distributed about their class means with the tails of a t distribution, as
@@ -118,7 +120,7 @@ def choose_prior_strength(learned, moments, values, seen):
 
     Parameters
     ----------
-    learned, moments, values, seen
+    learned, moments, values, seen, shares
         As in :func:`mixed_readout`.
 
     Returns
@@ -130,32 +132,38 @@ def choose_prior_strength(learned, moments, values, seen):
     trust = trust_in_left_out(moments, learned.inflation)
     if learned.left_out is None or trust == 0.0:
         return default
-    learned = _for_all(learned, seen, len(values.vectors))
-    losses = [
-        _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength)).losses().min()
-        for strength in _STRENGTHS
-    ]
+    learned, log_prior = _for_all(learned, moments, seen, len(values.vectors), shares)
+    weights = [prior_weight(moments.n_samples, strength) for strength in _STRENGTHS]
+    losses = [_Mixture(learned, moments, values, seen, weight, log_prior).losses().min() for weight in weights]
     return float(_STRENGTHS[int(np.argmin(losses))] ** trust * default ** (1.0 - trust))
 
 
-def _for_all(learned, seen, c):
-    """Give classes without examples the mean score of the others: what was learnt is silent about them."""
+def _for_all(learned, moments, seen, c, shares):
+    """Return what was learnt of all classes, without their log-shares, and these.
+
+    Classes without examples get the mean score of the others: what was learnt is silent about them.
+    """
+    log_prior = log_shares(moments, seen, c) if shares else np.zeros(c)
+    if shares and len(learned.coef) > 1:
+        own = log_shares(moments)
+        left_out = None if learned.left_out is None else learned.left_out - own
+        learned = replace(learned, intercept=learned.intercept - own, left_out=left_out)
     if len(learned.coef) == c:
-        return learned
+        return learned, log_prior
     coef, intercept = (np.broadcast_to(a.mean(0), (c, *a.shape[1:])).copy() for a in (learned.coef, learned.intercept))
     coef[seen], intercept[seen] = learned.coef, learned.intercept
     left_out = None
     if learned.left_out is not None:
         left_out = np.repeat(learned.left_out.mean(1, keepdims=True), c, axis=1)
         left_out[:, seen] = learned.left_out
-    return replace(learned, coef=coef, intercept=intercept, left_out=left_out)
+    return replace(learned, coef=coef, intercept=intercept, left_out=left_out), log_prior
 
 
 class _Mixture:
     """``(1 − share) · learned + share · zero-shot``, and how its scores of left-out rows are distributed."""
 
-    def __init__(self, learned, moments, values, seen, share):
-        self.moments, self.seen = moments, seen
+    def __init__(self, learned, moments, values, seen, share, log_prior):
+        self.moments, self.seen, self._log_prior = moments, seen, log_prior
         self.coef, self.intercept = (1.0 - share) * learned.coef, (1.0 - share) * learned.intercept
         self.is_known = learned.left_out is not None
         if self.is_known:
@@ -177,11 +185,13 @@ class _Mixture:
         within = (total - (centred.T * moments.counts) @ centred) / moments.weight
         within *= moments.n_samples / max(moments.n_spare, 1.0)
         scores, classes = draw_scores(self._left_out, within, moments.sizes, self.seen)
-        share = (moments.counts / moments.counts.sum())[classes]
-        right = scores[np.arange(len(scores)), self.seen[classes]]
-        spread = np.array([scipy.special.logsumexp(tau * scores, axis=1) for tau in _TEMPERATURES])
-        return (spread - _TEMPERATURES[:, None] * right) @ share / share.sum()
+        share = moments.sizes[classes] / moments.sizes[classes].sum()
+        own = self.seen[classes]
+        right = scores[np.arange(len(scores)), own]
+        spread = [scipy.special.logsumexp(tau * scores + self._log_prior, axis=1) for tau in _TEMPERATURES]
+        return (spread - self._log_prior[own] - _TEMPERATURES[:, None] * right) @ share
 
     def temperature(self):
         """Return the temperature of the least expected loss, as far as left-out moments are believed."""
-        return _TEMPERATURES[int(np.argmin(self.losses()))] ** trust_in_left_out(self.moments, self._inflation)
+        best = _TEMPERATURES[int(np.argmin(self.losses()))]
+        return (SLACK * best) ** trust_in_left_out(self.moments, self._inflation)

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from faast_sklearn.calibration import score_margin, temperature
+from faast_sklearn.calibration import log_shares, score_margin, temperature
 from faast_sklearn.discriminant import Between
 from faast_sklearn.solvers import residual_share
 
@@ -28,9 +28,6 @@ __all__ = ["LinearReadout", "discriminant_readout", "score_readout"]
 _BLOCK_ROWS = 1024
 # Up to so many NumPy is faster: torch's calls cost more than the product.
 _FEW_ROWS = 256
-# Rows of no class in particular that are added to each: with few rows shares are less unequal than they look, and
-# with many they are as they are (Laplace's rule of succession).
-_PRIOR_ROWS = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def discriminant_readout(solution, moments):
     means = fitted @ directions.mixing + directions.offset
     left_out = means - directions.optimism
     covariance = directions.mixing.T @ _within(fitted, total, moments) @ directions.mixing / (1.0 - leverage) ** 2
-    log_prior = _log_shares(moments)
+    log_prior = log_shares(moments)
     inflation = 1.0 / (1.0 - leverage)
     tau = temperature(left_out, covariance, score_margin(means), log_prior, moments, inflation)
     coef = tau * (weights @ directions.mixing).T
@@ -184,12 +181,6 @@ def _within(fitted, total, moments):
 def _unbiased(moments):
     """Return what the mean square within classes is multiplied by for the means that were taken off, N / (N − c)."""
     return 1.0 / max(1.0 - float((moments.mean_weights / moments.weight).sum()), 1.0 / max(moments.n_samples, 1.0))
-
-
-def _log_shares(moments):
-    """Return the logarithms of the shares of the classes that are believed, of shape (c,)."""
-    rows, c = moments.effective_size, len(moments.classes)
-    return np.log(moments.counts / moments.weight * rows + _PRIOR_ROWS) - np.log(rows + _PRIOR_ROWS * c)
 
 
 def _above_underflow(moments):

@@ -57,7 +57,14 @@ def test_the_papers_classifier_is_reproduced(dual, images, n0):
     features, E, _ = towers(dual, X, prompts)
     labels = np.searchsorted(NAMES, y)
     clf = FaastClassifier(
-        dual, solver="pinv", alpha=0.8, normalize=True, fit_intercept=False, values="text", prior_strength=n0
+        dual,
+        device="cpu",
+        solver="pinv",
+        alpha=0.8,
+        normalize=True,
+        fit_intercept=False,
+        values="text",
+        prior_strength=n0,
     ).fit(X[:24], y[:24])
     expected = paper_scores(features[:24], E, labels[:24], features[24:], E, 0.8, n0)
     # The scores are the paper's before y is scaled to unit length, which is common to all classes.
@@ -75,6 +82,7 @@ def test_the_weight_of_what_was_learnt_is_the_papers(images, tiny_folder):
     for n0 in (1.0, 36.0, 400.0):
         clf = FaastClassifier(
             tiny_folder("clip"),
+            device="cpu",
             solver="pinv",
             alpha=0.8,
             normalize=True,
@@ -91,7 +99,7 @@ def test_the_weight_of_what_was_learnt_is_the_papers(images, tiny_folder):
 def test_class_names_alone_predict_zero_shot(dual, images):
     X, _ = images
     features, E, scale = towers(dual, X, [f"A photo of a {name}." for name in NAMES])
-    clf = FaastClassifier(dual, values="text").fit(None, list(NAMES[::-1]))
+    clf = FaastClassifier(dual, device="cpu", values="text").fit(None, list(NAMES[::-1]))
     assert clf.classes_.tolist() == NAMES.tolist()
     logits = scale * features @ E.T
     expected = np.exp(logits - np.logaddexp.reduce(logits, 1)[:, None])
@@ -102,11 +110,11 @@ def test_class_names_alone_predict_zero_shot(dual, images):
 def test_examples_may_follow_class_names(dual, images):
     X, y = images
     params = {"values": "text", "prior_strength": 10.0}
-    later = FaastClassifier(dual, **params).fit(None, NAMES).partial_fit(X, y)
-    at_once = FaastClassifier(dual, **params).fit(X, y)
+    later = FaastClassifier(dual, device="cpu", **params).fit(None, NAMES).partial_fit(X, y)
+    at_once = FaastClassifier(dual, device="cpu", **params).fit(X, y)
     np.testing.assert_allclose(later.predict_proba(X), at_once.predict_proba(X), atol=1e-9)
     gone = later.forget(X, y)
-    zero_shot = FaastClassifier(dual, **params).fit(None, NAMES)
+    zero_shot = FaastClassifier(dual, device="cpu", **params).fit(None, NAMES)
     np.testing.assert_allclose(gone.predict_proba(X), zero_shot.predict_proba(X), atol=1e-12)
 
 
@@ -128,8 +136,10 @@ def test_text_values_are_their_embeddings(dual, images):
     templates = ["A photo of a {label}.", "a drawing of the {label}"]
     opened = backbone(dual).open("cpu")
     vectors = [unit(opened.embed_text([t.format(label=n) for n in NAMES]).double().numpy()) for t in templates]
-    expected = FaastClassifier(dual, values=unit(vectors[0] + vectors[1]), prior_strength=5.0).fit(X, y)
-    as_text = FaastClassifier(dual, values="text", prompt_template=templates, prior_strength=5.0).fit(X, y)
+    expected = FaastClassifier(dual, device="cpu", values=unit(vectors[0] + vectors[1]), prior_strength=5.0).fit(X, y)
+    as_text = FaastClassifier(dual, device="cpu", values="text", prompt_template=templates, prior_strength=5.0).fit(
+        X, y
+    )
     np.testing.assert_allclose(as_text.coef_, expected.coef_, atol=1e-6)
     numbers = np.searchsorted(NAMES, y)
     named = FaastClassifier(
