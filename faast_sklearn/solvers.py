@@ -43,6 +43,7 @@ __all__ = [
 _RIDGE_ALPHAS = np.logspace(-6, 4, 201)
 _ALPHA_PRIOR = (10.0, 0.3)  # median, and spread in decades
 _MOST_DF = 0.6  # of the samples; see gcv_ridge
+_EXACT = 1e-9  # of the targets' squared norm: what is left of them where the fit goes through all rows
 _PINV_ALPHAS = np.linspace(0.0, 1.5, 151)
 
 
@@ -435,10 +436,8 @@ def residual_share(df, n_samples, n_rows, least=1e-3):
     ----------
     df : float or torch.Tensor
         Degrees of freedom of the fit.
-    n_samples : float
-        N.
-    n_rows : float
-        n.
+    n_samples, n_rows : float or torch.Tensor
+        N and n.
     least : float, default=1e-3
         No smaller share is returned.
 
@@ -452,14 +451,13 @@ def residual_share(df, n_samples, n_rows, least=1e-3):
     >>> residual_share(20.0, 100.0, 100.0), round(residual_share(20.0, 50.0, 100.0), 2)
     (0.8, 0.66)
     """
-    share = torch.as_tensor(df, dtype=torch.float64) / n_samples
-    bend = 1.5 * min(n_samples / n_rows, 1.0) - 0.5
-    if bend == 1.0:
-        left = 1.0 - share
-    elif abs(bend) < 1e-9:
-        left = (-share).exp()
-    else:
-        left = (1.0 - bend * share).clamp(min=0.0) ** (1.0 / bend)
+    numbers = (torch.as_tensor(x, dtype=torch.float64) for x in (df, n_samples, n_rows))
+    df_, n_samples, n_rows = torch.broadcast_tensors(*numbers)
+    share = df_ / n_samples.to(df_.device)
+    bend = 1.5 * (n_samples / n_rows).clamp(max=1.0).to(df_.device) - 0.5
+    straight = (bend.abs() < 1e-9).to(bend.dtype)
+    bent = (1.0 - bend * share).clamp(min=0.0) ** (1.0 / (bend + straight))
+    left = torch.where(straight > 0, (-share).exp(), torch.where(bend == 1.0, 1.0 - share, bent))
     left = left.clamp(min=least, max=1.0)
     return left if isinstance(df, torch.Tensor) else float(left)
 
@@ -470,6 +468,9 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True,
     With ``trVᵀV`` the residual sum of squares needs no second pass over the data:
     ``RSS = trVᵀV − Σ (2f − λf²) ‖uᵀC‖²``, and ``GCV = (RSS / N) / (1 − (df + 1) / N)²`` (Golub, Heath and
     Wahba, 1979), the 1 for the intercept; :func:`residual_share` has what it is for unequal weights.
+
+    Rows that can be fitted exactly although there are more of them than dimensions of theirs are copies, as those of
+    samples that were drawn again or learnt twice, and tell nothing of one another: they count as that many.
 
     Candidates that spend more than six tenths of the samples as degrees of freedom are refused: close to
     interpolation numerator and denominator vanish together, and with few noisy samples the quotient has spurious
@@ -500,12 +501,12 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True,
         GCV of each; infinite where refused.
     """
     penalties = _column(alphas, spectrum.values) * _column(spectrum.mean_value, spectrum.values)[..., None]
-    scores = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, ridge_filter, penalties)
+    scores, n = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, ridge_filter, penalties)
     posterior = scores
     if prior is not None:
         median, spread = prior
         distance = np.log10(np.maximum(alphas, np.finfo(float).tiny) / median) / spread
-        posterior = scores * np.exp(distance**2 / (n_samples * cross.shape[-1]))
+        posterior = scores * np.exp(distance**2 / (n * cross.shape[-1]))
     return _least(alphas, posterior, strong=-1), scores
 
 
@@ -519,7 +520,7 @@ def gcv_pinv(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True, 
     scores : ndarray of shape (..., k)
     """
     cutoffs = _column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
-    scores = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, pinv_filter, cutoffs)
+    scores, _ = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, pinv_filter, cutoffs)
     return _least(alphas, scores, strong=0), scores
 
 
@@ -557,23 +558,28 @@ def gcv_error(solution, moments, intercept=True):
 
 
 def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, strengths):
-    """Return the criterion of strengths (..., k, 1), as an ndarray of shape (..., k)."""
+    """Return the criterion of strengths (..., k, 1), an ndarray of shape (..., k), and the N it went by, (..., 1)."""
     values = spectrum.values
     if not values.shape[-1]:
-        return np.full((*values.shape[:-1], strengths.shape[-2]), np.inf)
+        shape = values.shape[:-1]
+        return np.full((*shape, strengths.shape[-2]), np.inf), np.full((*shape, 1), float(n_samples))
     # Fourth powers of features would leave float64 early, so everything is in units of the largest eigenvalue, or of
     # the power of four near it, which leaves all digits as they are.
     root = torch.exp2((torch.log2(values[..., -1:].clamp(min=LEAST_SPREAD)) / 2).round())
     power = (spectrum.vectors.mT @ cross / root[..., None]).square().sum(-1)
     f = spectral_filter(values[..., None, :], strengths).mul_(root[..., None]).mul_(root[..., None])
     values = values / root / root
+    exact = total - torch.where(values > 0, power / values, 0.0).sum(-1, keepdim=True) <= _EXACT * total
+    rank = (values > 0).sum(-1, keepdim=True) + float(intercept)
+    n = torch.where(exact, rank.clamp(max=n_samples), float(n_samples))
+    n_rows = torch.where(exact & (rank < n_samples), n, float(n_rows))
     # Products over the spectrum instead of sums of products: the filters of all candidates are the largest array.
     sums = f @ torch.stack([values, 2.0 * power], -1)
     df, explained = sums[..., 0], sums[..., 1]
     rss = (total - explained + (f.square_() @ (values * power)[..., None])[..., 0]).clamp(min=0.0)
-    scores = rss / n_samples / residual_share(df + float(intercept), n_samples, n_rows).square()
-    refused = residual_share(df, n_samples, n_rows) < 1.0 - _MOST_DF
-    return scores.masked_fill(refused, torch.inf).cpu().numpy()
+    scores = rss / n / residual_share(df + float(intercept), n, n_rows).square()
+    refused = residual_share(df, n, n_rows) < 1.0 - _MOST_DF
+    return scores.masked_fill(refused, torch.inf).cpu().numpy(), n.cpu().numpy()
 
 
 def _least(alphas, scores, strong):

@@ -156,6 +156,20 @@ def test_heavier_weights_do_not_turn_the_regulariser_off(factor):
     assert plain.score(F[300:], y[300:]) > 0.85
 
 
+@pytest.mark.parametrize("solver", ["ridge", "pinv"])
+def test_copies_of_few_rows_do_not_turn_the_regulariser_off(solver):
+    X, y = DIGITS
+    rng = np.random.default_rng(0)
+    F = np.maximum(X @ rng.standard_normal((64, 512)) / 8 + rng.standard_normal(512), 0)
+    once = FaastClassifier(solver=solver).fit(F[:300], y[:300])
+    again = FaastClassifier(solver=solver).fit(F[:300], y[:300]).partial_fit(F[:300], y[:300])
+    for twice in (FaastClassifier(solver=solver).fit(np.tile(F[:300], (2, 1)), np.tile(y[:300], 2)), again):
+        assert solver == "pinv" or twice.alpha_ == once.alpha_
+        assert twice.score(F[300:], y[300:]) >= once.score(F[300:], y[300:]) - 0.02
+    merged = merge([once, once])
+    np.testing.assert_allclose(merged.predict_proba(F[300:]), again.predict_proba(F[300:]), atol=1e-7)
+
+
 WEIGHTINGS = {
     "votes": lambda y, rng: rng.integers(1, 6, len(y)).astype(float),
     "half of them a tenth": lambda y, rng: np.where(rng.random(len(y)) < 0.5, 0.1, 1.0),
