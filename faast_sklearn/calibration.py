@@ -9,7 +9,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-__all__ = ["SLACK", "draw_scores", "log_shares", "score_margin", "temperature", "trust_in_left_out"]
+__all__ = ["SLACK", "draw_scores", "log_shares", "temperature", "trust_in_left_out"]
 
 # Draws that stand for the distribution of left-out scores; fixed, so that results repeat.
 _N_DRAWS = 2000
@@ -27,33 +27,18 @@ _HALF_TRUST = 1.5
 _UNFORESEEN = 0.02
 # With few rows the margin of class means at the right temperature is about 4.5 + log c, in sample, over all data tried.
 _MARGIN = 4.5
-# How far, in log τ, left-out moments may pull up and, times 1 / (1 − trust), down: few rows that foretell no margin at
-# all say little.
-_MOST_UP, _MOST_DOWN = 4.6, 1.0
+# How far, in log τ, left-out moments may pull up, since no moments foretell outliers, and, times 1 / (1 − trust), down:
+# few rows that foretell no margin at all say little.
+_MOST_UP, _MOST_DOWN = 1.5, 1.0
 # Grid of log τ.
 _TAU_STEP = 1 / 64
 
 
-def log_shares(moments, seen=None, n_classes=None):
-    """Return the logarithms of the shares of the classes, as far as their rows are enough to tell.
-
-    Parameters
-    ----------
-    moments : ClassMoments
-    seen : ndarray of int, shape (k,), optional
-        Positions of its classes among all, and the number of all; by default there are no others.
-    n_classes : int, optional
-
-    Returns
-    -------
-    ndarray of shape (n_classes,)
-    """
-    counts = moments.counts
-    if seen is not None:
-        counts = np.zeros(n_classes)
-        counts[seen] = moments.counts
+def log_shares(moments):
+    """Return the logarithms of the shares of the classes, as far as their rows are enough to tell, of shape (c,)."""
     rows = moments.effective_size
-    return np.log(counts / moments.weight * rows + _PRIOR_ROWS) - np.log(rows + _PRIOR_ROWS * len(counts))
+    shares = moments.counts / moments.weight * rows + _PRIOR_ROWS
+    return np.log(shares) - np.log(rows + _PRIOR_ROWS * len(shares))
 
 
 def trust_in_left_out(moments, inflation):
@@ -120,13 +105,7 @@ def _order(means, sizes, seen):
     return rows, np.concatenate([seen[rows], others])
 
 
-def score_margin(means):
-    """Return by how much the score of the own class exceeds the average of the others, at class means (c, c)."""
-    c = len(means)
-    return (np.trace(means) * c - means.sum()) / (c * (c - 1))
-
-
-def temperature(means, covariance, margin, log_prior, moments, inflation):
+def temperature(means, covariance, fitted, log_prior, moments, inflation):
     """Minimise the expected log-loss of ``τ · scores + log_prior`` over τ > 0.
 
     Parameters
@@ -135,9 +114,9 @@ def temperature(means, covariance, margin, log_prior, moments, inflation):
         Of the scores of left-out rows of each class.
     covariance : ndarray of shape (c, c)
         Of left-out scores about them.
-    margin : float
-        :func:`score_margin` in sample: a prior, as far as left-out moments are not believed, has it at
-        ``4.5 + log c`` times the temperature.
+    fitted : ndarray of shape (c, c)
+        Of the learnt rows of each class. As far as left-out moments are not believed, a prior has the margin by which
+        the own class leads the average of the others at ``4.5 + log c`` times the temperature.
     log_prior : ndarray of shape (c,)
     moments : ClassMoments
     inflation : float
@@ -148,15 +127,17 @@ def temperature(means, covariance, margin, log_prior, moments, inflation):
     float
         O(c) for each of 2,000 draws and about ten values of τ.
     """
+    c = len(fitted)
+    margin = (np.trace(fitted) * c - fitted.sum()) / (c * (c - 1))
     if not np.isfinite(margin) or margin <= 0:
         return 1.0
-    prior = (_MARGIN + np.log(len(means))) / margin
+    prior = (_MARGIN + np.log(c)) / margin
     trust = trust_in_left_out(moments, inflation)
     if trust == 0.0:
         return float(prior)
     found = _least_loss(*draw_scores(means, covariance, moments.sizes), prior, trust, log_prior, moments)
     tau, slack = prior * np.exp(trust * found), SLACK**trust
-    needed = _needed(means, log_prior)
+    needed = _needed(fitted, log_prior)
     return float(max(slack * tau, min(tau, 1.25 * needed[needed <= tau].max(initial=0.0))))
 
 
@@ -174,7 +155,7 @@ def _least_loss(scores, classes, prior, trust, log_prior, moments):
     # The loss is convex in τ, so its slope rises and has one root. Where the classes are all but separated, the spread
     # within them is a difference of nearly equal numbers and its last digits depend on the split of the data; a grid
     # finer than the draws are certain does not.
-    low, high = -min(_MOST_DOWN / (1.0 - trust), 2.0 * _MOST_UP), _MOST_UP
+    low, high = -min(_MOST_DOWN / (1.0 - trust), 10.0), _MOST_UP
     if slope(low) >= 0:
         found = low
     elif slope(high) <= 0:

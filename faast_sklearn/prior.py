@@ -141,13 +141,16 @@ def choose_prior_strength(learned, moments, values, seen, shares):
 def _for_all(learned, moments, seen, c, shares):
     """Return what was learnt of all classes, without their log-shares, and these.
 
-    Classes without examples get the mean score of the others: what was learnt is silent about them.
+    Classes without examples get the mean score and log-share of the others: what was learnt is silent about them.
     """
-    log_prior = log_shares(moments, seen, c) if shares else np.zeros(c)
-    if shares and len(learned.coef) > 1:
+    log_prior = np.zeros(c)
+    if shares:
         own = log_shares(moments)
-        left_out = None if learned.left_out is None else learned.left_out - own
-        learned = replace(learned, intercept=learned.intercept - own, left_out=left_out)
+        log_prior[:] = own.mean()
+        log_prior[seen] = own
+        if len(learned.coef) > 1:
+            left_out = None if learned.left_out is None else learned.left_out - own
+            learned = replace(learned, intercept=learned.intercept - own, left_out=left_out)
     if len(learned.coef) == c:
         return learned, log_prior
     coef, intercept = (np.broadcast_to(a.mean(0), (c, *a.shape[1:])).copy() for a in (learned.coef, learned.intercept))

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from faast_sklearn.calibration import log_shares, score_margin, temperature
+from faast_sklearn.calibration import log_shares, temperature
 from faast_sklearn.discriminant import Between
 from faast_sklearn.solvers import residual_share
 
@@ -134,7 +134,7 @@ def discriminant_readout(solution, moments):
     covariance = directions.mixing.T @ _within(fitted, total, moments) @ directions.mixing / (1.0 - leverage) ** 2
     log_prior = log_shares(moments)
     inflation = 1.0 / (1.0 - leverage)
-    tau = temperature(left_out, covariance, score_margin(means), log_prior, moments, inflation)
+    tau = temperature(left_out, covariance, means, log_prior, moments, inflation)
     coef = tau * (weights @ directions.mixing).T
     constant = tau * directions.offset + log_prior - coef @ moments.mean
     return LinearReadout(coef, constant, 1.0, tau * left_out + log_prior, inflation)
@@ -167,7 +167,7 @@ def score_readout(solution, moments, intercept):
     left_out = targets - (targets - fitted) * inflation
     total = _host64(moments.scatter.quadratic(solution.weights))
     covariance = _within(fitted, total, moments) * inflation**2
-    tau = temperature(left_out, covariance, score_margin(fitted), np.zeros(len(fitted)), moments, inflation)
+    tau = temperature(left_out, covariance, fitted, np.zeros(len(fitted)), moments, inflation)
     return LinearReadout(weights.T.copy(), shift, tau, left_out, inflation)
 
 

@@ -102,7 +102,7 @@ def test_a_row_twice_is_a_row_of_weight_two_at_a_given_alpha(settings, copies):
     if not intercept:
         np.testing.assert_allclose(a.decision_function(probe), b.decision_function(probe), atol=1e-12)
     # Probabilities count the rows, of which there are fewer the more unequal they are; answers do not change.
-    np.testing.assert_allclose(a.predict_proba(probe), b.predict_proba(probe), atol=0.01 if copies == 1 else 0.05)
+    np.testing.assert_allclose(a.predict_proba(probe), b.predict_proba(probe), atol=0.01 if copies == 1 else 0.1)
     clear = np.sort(a.predict_proba(probe))[:, -1] > 0.55
     assert np.array_equal(a.predict(probe)[clear], b.predict(probe)[clear])
 
