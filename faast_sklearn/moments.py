@@ -255,6 +255,11 @@ class ClassMoments:
         return max(self.n_samples - len(self.classes), 0.0)
 
     @property
+    def bessel(self):
+        """What a mean square within classes is multiplied by for the means that were taken off, ``N / (N − c)``."""
+        return 1.0 / max(1.0 - float((self.mean_weights / self.weight).sum()), 1.0 / max(self.n_samples, 1.0))
+
+    @property
     def effective_size(self):
         """``(Σw)² / Σw²`` over all rows (Kish): how many of equal weight know the shares of the classes as well."""
         return float(self.weight / ((self.counts / self.weight) @ self.mean_weights)) if self.weight else 0.0

@@ -186,7 +186,7 @@ class _Mixture:
         total = moments.scatter.quadratic(torch.as_tensor(self._outer.T, device=moments.scatter.device)).cpu().numpy()
         centred = (moments.means - moments.mean) @ self._outer.T
         within = (total - (centred.T * moments.counts) @ centred) / moments.weight
-        within *= moments.n_samples / max(moments.n_spare, 1.0)
+        within *= moments.bessel
         scores, classes = draw_scores(self._left_out, within, moments.sizes, self.seen)
         share = moments.sizes[classes] / moments.sizes[classes].sum()
         own = self.seen[classes]

@@ -127,7 +127,7 @@ def discriminant_readout(solution, moments):
     between = Between(fitted, moments.counts, n)
     total = _host64(moments.scatter.quadratic(solution.weights))
     leverage = between.leverage(solution.df, total, moments.n_spare, moments.n_rows - len(fitted))
-    spread = leverage * max(moments.n_spare, 1.0) / (1.0 - leverage) * _unbiased(moments)
+    spread = leverage * max(moments.n_spare, 1.0) / (1.0 - leverage) * moments.bessel
     directions = between.directions(moments.sizes, spread / moments.sizes)
     means = fitted @ directions.mixing + directions.offset
     left_out = means - directions.optimism
@@ -175,12 +175,7 @@ def _within(fitted, total, moments):
     """Return the covariance of ridge scores within classes, (c, c), from their scatter ``Wᵀ T W`` about their mean."""
     centred = fitted - (moments.counts / moments.weight) @ fitted
     within = (total - (centred.T * moments.counts) @ centred) / moments.weight
-    return 0.5 * (within + within.T) * _unbiased(moments)
-
-
-def _unbiased(moments):
-    """Return what the mean square within classes is multiplied by for the means that were taken off, N / (N − c)."""
-    return 1.0 / max(1.0 - float((moments.mean_weights / moments.weight).sum()), 1.0 / max(moments.n_samples, 1.0))
+    return 0.5 * (within + within.T) * moments.bessel
 
 
 def _above_underflow(moments):
