@@ -19,7 +19,7 @@ _PRIOR_ROWS = 1.0
 # Tails of the class-conditional scores, and a factor on the temperature for what they leave out: classes are mixtures.
 # Both, the prior and the errors below were chosen on digits and docstrings (docs/accuracy.md).
 _TAIL_DF = 6.0
-SLACK = 0.75
+SLACK = 0.68
 # Rows, beyond those that the fit has used up, for each class at which left-out moments are believed by half.
 _HALF_TRUST = 1.5
 # Errors that are expected beside those that the statistics foretell, of all N rows: where none is foretold, as between
