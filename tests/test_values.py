@@ -136,15 +136,13 @@ def test_text_values_are_their_embeddings(dual, images):
     templates = ["A photo of a {label}.", "a drawing of the {label}"]
     opened = backbone(dual).open("cpu")
     vectors = [unit(opened.embed_text([t.format(label=n) for n in NAMES]).double().numpy()) for t in templates]
-    expected = FaastClassifier(dual, device="cpu", values=unit(vectors[0] + vectors[1]), prior_strength=5.0).fit(X, y)
-    as_text = FaastClassifier(dual, device="cpu", values="text", prompt_template=templates, prior_strength=5.0).fit(
-        X, y
-    )
+    settings = {"device": "cpu", "prior_strength": 5.0}
+    expected = FaastClassifier(dual, values=unit(vectors[0] + vectors[1]), **settings).fit(X, y)
+    as_text = FaastClassifier(dual, values="text", prompt_template=templates, **settings).fit(X, y)
     np.testing.assert_allclose(as_text.coef_, expected.coef_, atol=1e-6)
     numbers = np.searchsorted(NAMES, y)
-    named = FaastClassifier(
-        dual, values=dict(enumerate(NAMES.tolist())), prompt_template=templates, prior_strength=5.0
-    ).fit(X, numbers)
+    names = dict(enumerate(NAMES.tolist()))
+    named = FaastClassifier(dual, values=names, prompt_template=templates, **settings).fit(X, numbers)
     np.testing.assert_allclose(named.coef_, as_text.coef_, atol=1e-9)
     assert named.predict(X).dtype == numbers.dtype
 
