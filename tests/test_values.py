@@ -139,7 +139,8 @@ def test_text_values_are_their_embeddings(dual, images):
     settings = {"device": "cpu", "prior_strength": 5.0}
     expected = FaastClassifier(dual, values=unit(vectors[0] + vectors[1]), **settings).fit(X, y)
     as_text = FaastClassifier(dual, values="text", prompt_template=templates, **settings).fit(X, y)
-    np.testing.assert_allclose(as_text.coef_, expected.coef_, atol=1e-6)
+    # Embeddings are float32, so their rounding is relative to the size of what is made of them.
+    np.testing.assert_allclose(as_text.coef_, expected.coef_, atol=1e-6 * np.abs(expected.coef_).max())
     numbers = np.searchsorted(NAMES, y)
     names = dict(enumerate(NAMES.tolist()))
     named = FaastClassifier(dual, values=names, prompt_template=templates, **settings).fit(X, numbers)
