@@ -239,6 +239,8 @@ def weights_table(say, sets, n_draws):
     say("\n| data | | " + " | ".join(names) + " |")
     say("|---|---" + "|---" * len(names) + "|")
     for title, X, y, _ in sets:
+        some = np.isin(y, np.unique(y)[:10])  # of 150 classes 300 examples are too few
+        X, y = X[some], y[some]
         n = min(300, len(X) // 2)
         found = {"default": [], "`RidgeClassifierCV`": []}
         for seed in range(max(n_draws // 2, 1)):
