@@ -8,7 +8,7 @@ Two links turn weights into a classifier:
   and is right for unequal class sizes: a mean of few rows is drawn towards the others as far as it is noise.
 * :func:`score_readout`: the weights' own scores, whose argmax is the paper's prediction, with a softmax.
 
-Both are calibrated by one temperature; :mod:`faast_sklearn.calibration` has how. No example is needed, so the
+Both are calibrated by one temperature; ``faast_sklearn.calibration`` has how. No example is needed, so the
 probabilities of a model that learnt in pieces are those of one that learnt at once.
 """
 
