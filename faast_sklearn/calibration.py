@@ -17,7 +17,7 @@ _N_DRAWS = 2000
 # with many they are as they are (Laplace's rule of succession).
 _PRIOR_ROWS = 1.0
 # Tails of the class-conditional scores, and a factor on the temperature for what they leave out: classes are mixtures.
-# Both, the prior and the errors below were chosen on digits and docstrings (docs/accuracy.md).
+# How they and the numbers below were chosen, on which data, and what they are worth on others: docs/accuracy.md.
 _TAIL_DF = 6.0
 SLACK = 0.68
 # Rows, beyond those that the fit has used up, for each class at which left-out moments are believed by half.

@@ -11,6 +11,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from faast_sklearn import FaastClassifier, merge
 from faast_sklearn.device import available_devices
+from faast_sklearn.discriminant import Between
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.readout import discriminant_readout
 from faast_sklearn.solvers import fast_weights, residual_share
@@ -304,6 +305,23 @@ def test_the_margin_of_a_class_does_not_depend_on_how_many_examples_the_others_h
         margins.append([-scores[told == 0].mean(), scores[told == 1].mean()])
     frequent, rare = np.mean(margins, 0)
     assert rare == pytest.approx(frequent, rel=0.2)
+
+
+@pytest.mark.parametrize("counts", [(5, 5), (1, 1, 1), (8, 8, 8, 8)])
+def test_equal_classes_are_told_apart_alike_however_noisy_their_means(counts):
+    X, y, probe, _ = gaussian(counts, 30, 4.0)
+    moments = ClassMoments.from_rows(X, y)
+    solution = fast_weights(moments, alpha=1.0)
+    W = solution.weights.numpy()
+    between = Between((moments.means - moments.mean) @ W, moments.counts, moments.n_samples)
+    scores = []
+    for noise in (0.0, 0.5, 20.0):
+        found = between.directions(moments.sizes, np.full(len(counts), noise))
+        ours = (probe - moments.mean) @ W @ found.mixing + found.offset
+        ours -= ours.mean(1, keepdims=True)
+        scores.append(ours / np.abs(ours).max())
+    for ours in scores[1:]:
+        np.testing.assert_allclose(ours, scores[0], atol=1e-9)
 
 
 CASES = [(3, 1), (12, 3), (8, 4, 2, 1), (20, 5, 5, 2), (60, 40, 24, 16, 10, 6, 4, 3, 2, 1)]
