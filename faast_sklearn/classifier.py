@@ -25,6 +25,7 @@ from faast_sklearn.persistence.records import CLASSIFIER
 from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.refinement import refine_while_it_helps
 from faast_sklearn.targets import check_labels, union_of_labels
+from faast_sklearn.turns import changing
 from faast_sklearn.values import check_values, class_values
 
 __all__ = ["FaastClassifier"]
@@ -250,7 +251,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
             The estimator is then as it was before the call.
         """
-        return self._learn(X, y, sample_weight, reset="_compiled" not in self.__dict__, classes=classes, partial=True)
+        return self._learn(X, y, sample_weight, reset=False, classes=classes, partial=True)
 
     def forget(self, X, y=None, sample_weight=None):
         """Take samples away that were learnt before; the same as never having learnt them.
@@ -274,7 +275,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         """
         check_is_fitted(self)
         self._check_params(partial=True)
-        with self._unchanged_on_error():
+        with changing(self):
             source = self._open_source(reset=False)
             with self._report(X, "forget") as report:
                 removed = self._accumulate(source, X, y, sample_weight, report)
@@ -417,7 +418,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
 
     def _learn(self, X, y, sample_weight, *, reset, classes=None, partial=False):
         self._check_params(partial)
-        with self._unchanged_on_error():
+        with changing(self):
+            reset = reset or "_compiled" not in self.__dict__
             if reset:
                 self._declared = np.array([])
             source = self._open_source(reset)
@@ -439,7 +441,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                 self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
                 learnt = self._compiled.learnt + learnt
-            self.device_ = str(source.device)
+            self.device_ = self._place_of(source, learnt)
             self._publish(learnt)
             if compiled is not None:
                 self.__dict__.update(_compiled=compiled, n_passes_=1 + steps)
@@ -525,8 +527,12 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         source = self._open_source(reset)
         with self._report(X, "fit") as report:
             learnt = self._accumulate(source, X, y, sample_weight, report)
-        self.device_ = str(source.device)
+        self.device_ = self._place_of(source, learnt)
         return learnt
+
+    def _place_of(self, source, learnt):
+        """Say where features were computed, or where they were if they came ready."""
+        return str(learnt.first.scatter.device if self.backbone is None else source.device)
 
     def _refuse_nothing(self, learnt, partial):
         # A stream may begin with rows of no weight as well as go on with them.

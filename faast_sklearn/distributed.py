@@ -144,7 +144,7 @@ def all_reduce(estimator, *, group=None):
 
     _same_on_all(ranks, estimator, True)
     total = _total(ranks, known)
-    return adopt_part(estimator, total, reset=True, partial=True)
+    return adopt_part(estimator, total, reset=True)
 
 
 def _is_up():

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -292,18 +292,6 @@ class FrozenBackboneMixin:
 
     def _report(self, X, description):
         return Report(verbose=self.verbose, description=description, total=count_samples(X))
-
-    @contextmanager
-    def _unchanged_on_error(self):
-        """Put every attribute back if the body does not run to its end, be it by Ctrl-C."""
-        before = dict(self.__dict__)
-        try:
-            yield
-        except BaseException:
-            for name in self.__dict__.keys() - before.keys():
-                del self.__dict__[name]
-            self.__dict__.update(before)
-            raise
 
     def __sklearn_clone__(self):
         params = {

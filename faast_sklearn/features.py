@@ -13,6 +13,7 @@ from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.feature_map import unit_rows
 from faast_sklearn.persistence.records import FEATURES
 from faast_sklearn.persistence.saving import Persistent
+from faast_sklearn.turns import changing
 
 __all__ = ["BackboneFeatures"]
 
@@ -92,7 +93,7 @@ class BackboneFeatures(
         BackboneFeatures
             Itself.
         """
-        with self._unchanged_on_error():
+        with changing(self):
             self._check_params()
             source = self._open_source(reset=True)
             samples = None if X is None else source.samples(X)

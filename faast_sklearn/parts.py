@@ -9,6 +9,7 @@ from sklearn.base import clone
 from faast_sklearn.errors import InputError
 from faast_sklearn.inputs import count_samples
 from faast_sklearn.targets import balanced_factors, check_labels, row_weights, union_of_labels
+from faast_sklearn.turns import changing
 
 __all__ = ["Part", "Student", "adopt_part", "balanced_weights", "known_part", "label_counts"]
 
@@ -149,8 +150,9 @@ def adopt_part(estimator, part, *, reset, partial=False, classes=None):
     InputError
         If there is nothing to learn from, or the part is of other samples than what is known.
     """
-    with estimator._unchanged_on_error():
-        if reset:
+    with changing(estimator):
+        # Another thread may have begun in the meantime.
+        if reset and not (partial and estimator.__sklearn_is_fitted__()):
             if part is None:
                 raise InputError("X has 0 samples in all; there is nothing to learn from.")
             estimator._refuse_nothing(part.learnt, partial)

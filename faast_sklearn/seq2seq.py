@@ -29,6 +29,7 @@ from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
 from faast_sklearn.persistence.not_saved import NotSaved
 from faast_sklearn.persistence.records import LANGUAGE
 from faast_sklearn.persistence.saving import Persistent
+from faast_sklearn.turns import changing
 
 __all__ = ["FaastSeq2Seq"]
 
@@ -214,7 +215,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
             The estimator is then as it was before the call.
         """
-        return self._learn(X, y, reset=not hasattr(self, "moments_"), partial=True)
+        return self._learn(X, y, reset=False, partial=True)
 
     def forget(self, X, y=None):
         """Take texts away that were learnt before; the same as never having learnt them.
@@ -238,7 +239,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._check_params(partial=True)
-        with self._unchanged_on_error():
+        with changing(self):
             lm = self._open()
             removed = self._moments_of(lm, self._exchanges(lm, X, y), "forget")
             self._publish(_taken_away(self.moments_, removed))
@@ -411,7 +412,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
 
     def _learn(self, X, y, *, reset, partial=False):
         self._check_params(partial)
-        with self._unchanged_on_error():
+        with changing(self):
+            reset = reset or "moments_" not in self.__dict__
             if reset:
                 self._forget_saved_backbone()
             lm = self._open()

@@ -386,6 +386,7 @@ def test_a_device_learns_unequal_classes_and_weights_as_the_host_does(device):
         for settings in ({}, {"alpha": 0.1}, {"solver": "pinv"}, {"fit_intercept": False}):
             host = FaastClassifier(**settings).fit(X, y, weight)
             clf = FaastClassifier(**settings).fit(there, y, weight)
+            assert clf.device_.startswith(device)
             assert clf.moments_.scatter.device.type == device
             assert clf.alpha_ == pytest.approx(host.alpha_)
             found = clf.predict_proba(torch.from_numpy(probe).to(device))
