@@ -138,6 +138,12 @@ def test_partitions_may_be_empty_or_without_weight(local):
     same(fd.fit(FaastClassifier(), emptied), FaastClassifier().fit(X[Y == 9], Y[Y == 9]))
 
 
+def test_partial_fit_may_begin_without_weight(local):
+    clf = fd.partial_fit(FaastClassifier(), blocks(X[:300]), Y[:300], sample_weight=np.zeros(300))
+    assert clf.n_samples_seen_ == 0
+    same(fd.partial_fit(clf, blocks(X[300:]), Y[300:]), FaastClassifier().fit(X[300:], Y[300:]))
+
+
 def test_what_was_learnt_before_stays_in_partial_fit_and_not_in_fit(local):
     clf = FaastClassifier().fit(X[:500], Y[:500])
     more = fd.partial_fit(clf, blocks(X[500:]), Y[500:], classes=[11])

@@ -123,6 +123,20 @@ def test_forget_undoes(name, target):
     assert (seq2seq.n_samples_seen_, seq2seq.n_tokens_seen_) == (40, round(moments.output.n_tokens))
 
 
+def test_a_stream_may_begin_with_texts_that_have_no_token_to_learn():
+    texts, model = ["the cat ran", "a dog ran far"], opened("llama")
+    # Its end would be a token to learn.
+    model[0].config.eos_token_id = model[0].generation_config.eos_token_id = model[1].eos_token = None
+    late = FaastSeq2Seq(model).partial_fit(["cat", "dog"])
+    assert late.n_samples_seen_ == 2
+    with pytest.raises(NotFittedError, match="Nothing has been learnt"):
+        late.predict(texts)
+    late.partial_fit(texts)
+    early = FaastSeq2Seq(model).fit(texts).partial_fit(["cat", "dog"])
+    assert late.n_tokens_seen_ == early.n_tokens_seen_ > 0
+    torch.testing.assert_close(logits(late), logits(early), rtol=1e-4, atol=1e-4)
+
+
 def test_what_was_never_learnt_cannot_be_forgotten_and_all_can():
     data = pairs(20)
     seq2seq = FaastSeq2Seq(opened("llama"))

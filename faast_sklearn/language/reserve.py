@@ -134,13 +134,14 @@ class Reserve:
         Returns
         -------
         list of list of int
-            Positions in ``samples``; empty if one sample is all there is.
+            Positions in ``samples`` that have a token; empty if one sample is all there is.
         """
-        n = len(self.samples)
+        # A sample without a token that is learnt says nothing in any fold.
+        told = [i for i, sample in enumerate(self.samples) if len(sample.targets)]
         if n_learnt is not None and self.n_tokens <= n_learnt / _FOLDS:
-            return [list(range(n))] if n else []
-        k = min(_FOLDS, n)
-        return [] if k < 2 else [list(range(i, n, k)) for i in range(k)]
+            return [told] if told else []
+        k = min(_FOLDS, len(told))
+        return [] if k < 2 else [told[i::k] for i in range(k)]
 
     def rows(self, which):
         """Return keys (t, d), targets (t,) and the number of each token's sample, of those at positions ``which``."""
