@@ -436,7 +436,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                             self._compile_for, *examples, self._maps(), self.n_passes - 1
                         )
                         learnt = compiled.learnt
-                self._refuse_nothing(learnt, partial)
+                if not partial:  # a stream may begin with rows of no weight as well as go on with them
+                    self._refuse_nothing(learnt)
             if classes is not None:
                 self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
             if not reset:
@@ -534,9 +535,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         """Say where features were computed, or where they were if they came ready."""
         return str(learnt.first.scatter.device if self.backbone is None else source.device)
 
-    def _refuse_nothing(self, learnt, partial):
-        # A stream may begin with rows of no weight as well as go on with them.
-        if not partial and not learnt.first.n_rows:
+    def _refuse_nothing(self, learnt):
+        if not learnt.first.n_rows:
             raise InputError("every sample_weight is zero, so there is nothing to learn from.")
 
     def _without_moments(self):

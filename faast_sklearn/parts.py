@@ -155,7 +155,8 @@ def adopt_part(estimator, part, *, reset, partial=False, classes=None):
         if reset and not (partial and estimator.__sklearn_is_fitted__()):
             if part is None:
                 raise InputError("X has 0 samples in all; there is nothing to learn from.")
-            estimator._refuse_nothing(part.learnt, partial)
+            if not partial:
+                estimator._refuse_nothing(part.learnt)
             estimator._forget_saved_backbone()
             for name in _FACTS:
                 estimator.__dict__.pop(name, None)

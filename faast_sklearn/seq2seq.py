@@ -422,7 +422,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             exchanges, base = self._exchanges(lm, X, y), None
             for k in range(self.n_passes):
                 moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
-                self._refuse_nothing(moments, partial)
+                if not partial:  # a stream may begin with texts without a token to learn as well as go on with them
+                    self._refuse_nothing(moments)
                 if k + 1 < self.n_passes:
                     base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
             if not reset:
@@ -524,9 +525,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         self.device_ = str(lm.device)
         return self._moments_of(lm, self._exchanges(lm, X, y), "fit")
 
-    def _refuse_nothing(self, moments, partial):
-        # A stream may begin with texts without a token to learn as well as go on with them.
-        if not partial and not moments.output.n_tokens:
+    def _refuse_nothing(self, moments):
+        if not moments.output.n_tokens:
             raise InputError("the texts have no token that could be learnt: all are a single token.")
 
     def _without_moments(self):

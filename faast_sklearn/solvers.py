@@ -13,6 +13,7 @@ Everything from a :class:`Spectrum` on takes many problems of one size at once: 
 arrays of shape ``(...)`` with them.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,10 +195,10 @@ def solve_spectrum(
     if alpha == "auto":
         total = float(weight - intercept * (counts * (counts / weight)).sum())
         if solver == "ridge":
-            prior = {"prior": _ALPHA_PRIOR}
-            alpha, _ = gcv_ridge(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept, **prior)
+            choose = functools.partial(gcv_ridge, prior=_ALPHA_PRIOR)
         else:
-            alpha, _ = gcv_pinv(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept)
+            choose = gcv_pinv
+        alpha, _ = choose(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept)
     if solver == "ridge":
         return solve_ridge(spectrum, cross, alpha)
     return solve_pinv(spectrum, cross, alpha, n_samples)

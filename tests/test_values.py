@@ -13,6 +13,14 @@ from faast_sklearn.errors import InputError
 from faast_sklearn.prior import prior_weight
 from faast_sklearn.values import class_values
 
+PAPER = {
+    "device": "cpu",
+    "solver": "pinv",
+    "alpha": 0.8,
+    "normalize": True,
+    "fit_intercept": False,
+    "values": "text",
+}
 NAMES = np.array(["cat", "dog", "fish"])
 
 
@@ -56,16 +64,7 @@ def test_the_papers_classifier_is_reproduced(dual, images, n0):
     prompts = [f"A photo of a {name}." for name in NAMES]
     features, E, _ = towers(dual, X, prompts)
     labels = np.searchsorted(NAMES, y)
-    clf = FaastClassifier(
-        dual,
-        device="cpu",
-        solver="pinv",
-        alpha=0.8,
-        normalize=True,
-        fit_intercept=False,
-        values="text",
-        prior_strength=n0,
-    ).fit(X[:24], y[:24])
+    clf = FaastClassifier(dual, prior_strength=n0, **PAPER).fit(X[:24], y[:24])
     expected = paper_scores(features[:24], E, labels[:24], features[24:], E, 0.8, n0)
     # The scores are the paper's before y is scaled to unit length, which is common to all classes.
     ours = clf.decision_function(X[24:])
@@ -80,16 +79,7 @@ def test_the_weight_of_what_was_learnt_is_the_papers(images, tiny_folder):
     V = E[np.searchsorted(NAMES, y)]
     learnt = (np.linalg.pinv(features, rcond=len(X) ** -0.8) @ V @ E.T).T
     for n0 in (1.0, 36.0, 400.0):
-        clf = FaastClassifier(
-            tiny_folder("clip"),
-            device="cpu",
-            solver="pinv",
-            alpha=0.8,
-            normalize=True,
-            fit_intercept=False,
-            values="text",
-            prior_strength=n0,
-        ).fit(X, y)
+        clf = FaastClassifier(tiny_folder("clip"), prior_strength=n0, **PAPER).fit(X, y)
         parts = np.stack([E.ravel(), learnt.ravel()], axis=1)
         (a, b), *_ = np.linalg.lstsq(parts, clf.coef_.ravel(), rcond=None)
         assert b / (a + b) == pytest.approx(len(X) / (n0 + len(X)), abs=1e-6)

@@ -26,7 +26,11 @@ LONG = [(60, 40, 24, 16, 10, 6, 4, 3, 2, 1), (90, 70, 50, 40, 30, 20, 12, 8, 5, 
 TAIL = tuple(np.round(np.geomspace(100, 1, 150)).astype(int).tolist())
 EQUAL = [5, 16, 64]
 MOST_TESTED = 100
-SMALL = {"sets": 1, "few": FEW[:2], "long": [], "draws": 2}
+TITLES = {
+    "unequal": "Classes of unequal size",
+    "calibration": "Probabilities: log-loss / expected calibration error in percent",
+    "weights": "Weights: accuracy with 300 examples",
+}
 
 
 def intents(files, cache):
@@ -257,20 +261,20 @@ def weights_table(say, sets, n_draws):
             say(f"| {title} | {name} | " + " | ".join(f"{value:.1f}" for value in np.mean(rows, 0)) + " |")
 
 
-def parse(argv=None):
+def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", help="an image folder, one folder a class")
     parser.add_argument("--intents", nargs="*", default=[], help="tab-separated files with columns text and intent")
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--output", help="append the tables to this Markdown file")
     parser.add_argument("--cache", help="a directory to keep features in, for another run")
-    parser.add_argument("--tables", nargs="*", default=["unequal", "calibration", "weights"])
+    parser.add_argument("--tables", nargs="*", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--small", action="store_true", help="pixels of digits alone, in seconds")
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
-def main(argv=None):
-    args = parse(argv)
+def main():
+    args = parse()
     sets = []
     for one in datasets(args.photos, args.cache):
         sets.append(one)
@@ -278,7 +282,7 @@ def main(argv=None):
             break
     if args.intents and not args.small:
         sets.append(intents(args.intents, args.cache))
-    few, long, n_draws = (SMALL["few"], SMALL["long"], SMALL["draws"]) if args.small else (FEW, LONG, args.draws)
+    few, long, n_draws = (FEW[:2], [], 2) if args.small else (FEW, LONG, args.draws)
     lines = []
 
     def say(line=""):
@@ -297,12 +301,6 @@ def main(argv=None):
         with open(args.output, "a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
 
-
-TITLES = {
-    "unequal": "Classes of unequal size",
-    "calibration": "Probabilities: log-loss / expected calibration error in percent",
-    "weights": "Weights: accuracy with 300 examples",
-}
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
