@@ -26,8 +26,43 @@ class FaastError(Exception):
     """Base class of every error that this library raises on purpose."""
 
 
+_LONGEST = 500
+
+
+def shortened(value, most=60, *, quoted=True):
+    """Return a value of the user's as a message shows it: on one line, cut in the middle where it is long.
+
+    Parameters
+    ----------
+    value : object
+    most : int, default=60
+        Characters.
+    quoted : bool, default=True
+        As Python writes it; False for text that is a message itself.
+
+    Examples
+    --------
+    >>> from faast_sklearn.errors import shortened
+    >>> shortened("a" * 100, most=20)
+    "'aaaaaaaaaa...aaaa'"
+    """
+    if isinstance(value, (str, bytes)) and len(value) > 4 * most:
+        value = value[: 2 * most] + value[-2 * most :]  # whose repr is made of all of it
+    text = (repr(value) if quoted else str(value)).replace("\n", " ")
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 3
+    return f"{text[: most - 3 - end]}...{text[-end:]}"
+
+
 class InputError(FaastError, ValueError):
-    """A sample, a label or a weight cannot be used; the message names which one and the remedy."""
+    """A sample, a label or a weight cannot be used; the message names which one and the remedy.
+
+    It has at most 500 characters, whatever it quotes: culprit and remedy are at its ends.
+    """
+
+    def __init__(self, message="", *more):
+        super().__init__(shortened(message, most=_LONGEST, quoted=False) if len(message) > _LONGEST else message, *more)
 
 
 class NonFiniteError(InputError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 import numpy as np
 import torch
 
-from faast_sklearn.errors import InputError
+from faast_sklearn.errors import InputError, shortened
 from faast_sklearn.sources import as_indexable, is_dataset
 
 __all__ = ["as_samples", "count_samples", "iter_chunks", "name_sample", "refuse_single"]
@@ -218,7 +218,7 @@ def _wrong_sample(i, sample, expected, filler):
     if sample is None:
         found, missing = "None", True
     else:
-        found, missing = f"{_short(sample)} ({type(sample).__name__})", _is_missing(sample)
+        found, missing = f"{shortened(sample)} ({type(sample).__name__})", _is_missing(sample)
     if missing:
         remedy = f"drop such samples or fill them with {filler}"
     elif isinstance(sample, bytes):
@@ -237,11 +237,6 @@ def _is_missing(sample):
     )
 
 
-def _short(sample, most=60):
-    text = repr(sample).replace("\n", " ")
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 def name_sample(i, sample):
     """Name a sample in a message, by index and, where it has one, by path (a text by its start).
 
@@ -252,7 +247,7 @@ def name_sample(i, sample):
     ("X[17] ('cat.jpg')", 'X[3]')
     """
     path = sample if isinstance(sample, (str, os.PathLike)) else getattr(sample, "filename", None)
-    return f"X[{i}] ({_short(os.fspath(path), most=300)})" if path else f"X[{i}]"
+    return f"X[{i}] ({shortened(os.fspath(path), most=300)})" if path else f"X[{i}]"
 
 
 def count_samples(X):

@@ -2,29 +2,31 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from faast_sklearn.errors import InputError
+from faast_sklearn.errors import InputError, shortened
 
-__all__ = ["IMAGE_EXTENSIONS", "IndexableDataset", "as_indexable", "image_folder"]
+__all__ = ["IndexableDataset", "as_indexable", "image_folder"]
 
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
+_MOST_NAMED = 8
 
 
-def image_folder(path, extensions=IMAGE_EXTENSIONS):
+def image_folder(path, extensions=None):
     """List the images of a folder that holds one folder a class.
 
     Parameters
     ----------
     path : str or path-like
         Each folder directly below is a class, named as the folder; its images may lie at any depth.
-        Hidden files and folders are left out.
-    extensions : sequence of str, default=IMAGE_EXTENSIONS
-        File name endings that count as images, in any case.
+        Hidden files and folders are left out. Linked folders count, each once a class.
+    extensions : sequence of str, default=None
+        File name endings that count as images, in any case; by default all that Pillow can open.
 
     Returns
     -------
@@ -36,7 +38,13 @@ def image_folder(path, extensions=IMAGE_EXTENSIONS):
     Raises
     ------
     InputError
-        If the folder does not exist, has no class folders, or a class folder has no images.
+        If the folder does not exist, has no class folders, a class folder has no images, or the folders are those of
+        a split (train, test, ...) and hold the classes.
+
+    Warns
+    -----
+    UserWarning
+        By default, if files have other endings and were left out.
 
     Examples
     --------
@@ -55,30 +63,73 @@ def image_folder(path, extensions=IMAGE_EXTENSIONS):
     if not root.is_dir():
         reason = "is a file" if root.exists() else "does not exist"
         raise InputError(f"Image folder {str(root)!r} {reason}; give a folder that holds one folder of images a class.")
-    endings = tuple(str(extension).lower() for extension in extensions)
+    endings = _endings(extensions)
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise InputError(
             f"Image folder {str(root)!r} has no class folders; move the images of each class into a folder of its own."
         )
-    paths, labels = [], []
+    _refuse_splits(root, classes)
+    paths, labels, others = [], [], []
     for name in classes:
-        found = _files(root / name, endings)
+        files = _files(root / name)
+        found = [file for file in files if file.lower().endswith(endings)]
         if not found:
             raise InputError(
-                f"Class folder {str(root / name)!r} holds no images ending in {', '.join(endings)}; "
+                f"Class folder {str(root / name)!r} holds no images ending in {_listed(endings)}; "
                 "remove the folder or name its endings with extensions=."
             )
+        others += [file for file in files if not file.lower().endswith(endings)]
         paths += found
         labels += [name] * len(found)
+    if extensions is None and others:
+        kinds = sorted({os.path.splitext(file)[1].lower() or "no ending" for file in others})
+        warnings.warn(
+            f"{len(others)} files in {shortened(str(root), most=200)} have endings that are not those of images "
+            f"({_listed(kinds)}) and were left out; name endings with extensions= to choose.",
+            stacklevel=2,
+        )
     return np.array(paths, dtype=object), np.array(labels)
 
 
-def _files(folder, endings):
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, n) for n in names if not n.startswith(".") and n.lower().endswith(endings)]
+def _endings(extensions):
+    if extensions is not None:
+        return tuple(str(extension).lower() for extension in extensions)
+    from PIL import Image
+
+    registered = Image.registered_extensions()  # of all formats, also those that no image was opened in yet
+    return tuple(sorted(ending for ending, kind in registered.items() if kind in Image.OPEN))
+
+
+def _listed(names):
+    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+
+
+def _refuse_splits(root, classes):
+    splits = [name for name in classes if name.lower() in _SPLITS]
+    nested = [name for name in splits if any(entry.is_dir() for entry in (root / name).iterdir())]
+    if splits == classes or len(nested) > 1:
+        one = nested[0] if nested else splits[0]
+        raise InputError(
+            f"Image folder {str(root)!r} holds {_listed(splits)}, which are parts of a data set and not classes; "
+            f"list one of them, image_folder({str(root / one)!r}), with a folder a class inside."
+        )
+
+
+def _files(folder):
+    """List the files below a folder, sorted; hidden ones and folders that were seen already apart."""
+    found, seen = [], {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(parent, name))
+            # A link that leads back above this folder would bring in other classes, and this one again.
+            loop = os.path.realpath(parent).startswith(os.path.join(real, ""))
+            if not name.startswith(".") and real not in seen and not loop:
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
+        found += [Path(parent, n) for n in names if not n.startswith(".")]
     return [str(file) for file in sorted(found)]
 
 

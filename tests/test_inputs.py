@@ -267,7 +267,8 @@ def test_image_folder_is_sorted_nested_and_sliceable(tmp_path):
     make_folder(
         tmp_path, ["dog/b.JPG", "dog/a.png", "cat/deep/er/x.jpeg", "cat/notes.txt", ".git/x.png", "cat/.ipynb/y.png"]
     )
-    paths, labels = image_folder(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"^1 files .*\(\.txt\) and were left out"):
+        paths, labels = image_folder(str(tmp_path))
     assert [pathlib.Path(path).relative_to(tmp_path).as_posix() for path in paths] == [
         "cat/deep/er/x.jpeg",
         "dog/a.png",
@@ -290,6 +291,70 @@ def test_image_folder_says_what_is_wrong(tmp_path):
         image_folder(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"cat' holds no images.*extensions="):
         image_folder(tmp_path)
+
+
+def test_image_folder_takes_every_ending_that_pillow_opens(tmp_path):
+    from PIL import Image
+
+    endings = sorted(e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    assert {".jfif", ".jpe", ".avif", ".jp2", ".tga", ".pgm", ".jpg", ".png", ".webp", ".tiff"} <= set(endings)
+    make_folder(tmp_path, [f"cat/x{ending}" for ending in endings] + [f"dog/X{ending.upper()}" for ending in endings])
+    paths, labels = image_folder(tmp_path)
+    assert len(paths) == 2 * len(endings)
+    assert (labels == "cat").sum() == len(endings)
+
+
+def test_image_folder_says_once_what_it_leaves_out(tmp_path):
+    make_folder(tmp_path, ["cat/a.png", "cat/a.heif2", "cat/in/b.heif2", "dog/b.png", "dog/README", "dog/x.mp4"])
+    with pytest.warns(UserWarning, match=r"^4 files .*\(\.heif2, \.mp4, no ending\) and were left out") as caught:
+        paths, _ = image_folder(tmp_path)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert len(paths) == 2
+    assert len(image_folder(tmp_path, extensions=(".png",))[0]) == 2  # who chooses is not told
+
+
+def test_image_folder_follows_links_once_and_never_round(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    make_folder(root, ["cat/a.png", "cat/in/b.png", "dog/c.png"])
+    make_folder(elsewhere, ["x/d.png", "e.png"])
+    (root / "cat" / "more").symlink_to(elsewhere, target_is_directory=True)
+    (root / "cat" / "again").symlink_to(elsewhere / "x", target_is_directory=True)  # twice in the class
+    (root / "cat" / "in" / "self").symlink_to(root / "cat", target_is_directory=True)
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    (elsewhere / "x" / "round").symlink_to(elsewhere, target_is_directory=True)
+    (root / "bird").symlink_to(elsewhere / "x", target_is_directory=True)  # a class may be a link
+    paths, labels = image_folder(root)
+    found = sorted((label, pathlib.Path(path).name) for path, label in zip(paths, labels, strict=True))
+    assert found == [
+        ("bird", "d.png"),
+        ("cat", "a.png"),
+        ("cat", "b.png"),
+        ("cat", "d.png"),
+        ("cat", "e.png"),
+        ("dog", "c.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/cat/a.png", "train/dog/b.png", "test/cat/c.png", "val/dog/d.png"],
+        ["Train/cat/a.png", "Validation/dog/d.png", "raw/x.png"],
+        ["train/cat/a.png"],
+        ["train/a.png", "test/b.png"],
+    ],
+)
+def test_image_folder_refuses_the_parts_of_a_split_as_classes(names, tmp_path):
+    make_folder(tmp_path, names)
+    with pytest.raises(InputError, match=r"parts of a data set and not classes; list one of them, image_folder\("):
+        image_folder(tmp_path)
+
+
+def test_image_folder_of_one_part_and_of_classes_that_are_called_so(tmp_path):
+    make_folder(tmp_path, ["set/train/cat/a.png", "set/train/dog/b.png", "toys/train/a.png", "toys/bus/b.png"])
+    assert image_folder(tmp_path / "set" / "train")[1].tolist() == ["cat", "dog"]
+    assert image_folder(tmp_path / "toys")[1].tolist() == ["bus", "train"]
 
 
 def test_sized_data_are_one_chunk():

@@ -5,7 +5,7 @@ import math
 import torch
 
 from faast_sklearn.backbones.base import Batch, frozen, publish
-from faast_sklearn.backbones.image_reading import read_image
+from faast_sklearn.backbones.image_reading import read_image, rounded
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.backbones.text import TextBackbone, hidden_state
 from faast_sklearn.errors import BackboneError
@@ -102,7 +102,7 @@ class _EitherReader(ImageBackbone):
         self.n_features = self.forward(self.collate([read_image(torch.zeros(3, 32, 32))])).shape[1]
 
     def load(self, sample):
-        return super().load(sample) if self.processor is None else read_image(sample)
+        return super().load(sample) if self.processor is None else rounded(read_image(sample))  # processors take bytes
 
     def collate(self, items):
         if self.processor is None:

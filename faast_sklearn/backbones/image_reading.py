@@ -1,30 +1,39 @@
-"""Read one image, in any form that users have, as 8-bit pixels on the host."""
+"""Read one image, in any form that users have, as pixels from 0 to 255 on the host."""
 
+import base64
+import binascii
 import io
 import os
+import re
+import threading
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from faast_sklearn.backbones.optional import require
-from faast_sklearn.errors import InputError
+from faast_sklearn.errors import InputError, shortened
 
-__all__ = ["open_image", "read_image"]
+__all__ = ["encoded_image", "load_pixels", "open_image", "read_image", "rounded"]
 
 _CHANNELS = (1, 3, 4)
 _KEEP = 3  # reducing to 2 times the target costs up to 0.007 in a feature's cosine, to 3 times 0.0001
+_TRANSPOSES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
+# How the base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins; no path does.
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
+_LEAST_BASE64 = 64
+_LONGEST_PATH = 1024
+_file_lock = threading.Lock()
 
 
 def open_image(sample, shrink_to=None):
-    """Open a path, encoded bytes or PIL image as an upright 8-bit PIL image, mode "L" or "RGB".
-
-    The EXIF orientation is applied. Alpha is dropped, as in the pipelines that pretrained models
-    were trained with. 16-bit grey is scaled to 8 bits.
+    """Open an image as an upright 8-bit PIL image, mode "L" or "RGB", as pipelines of pretrained models expect.
 
     Parameters
     ----------
-    sample : str, path, bytes or PIL.Image.Image
-        A PIL image is not modified.
+    sample : str, path, bytes, file, dict or PIL.Image.Image
+        As :func:`read_image` takes them, arrays and tensors apart. A PIL image is not modified.
     shrink_to : (height, width), default=None
         Larger images may be reduced by an integer factor to no less than three times this size,
         which saves most of the decoding of a camera's photograph.
@@ -38,78 +47,12 @@ def open_image(sample, shrink_to=None):
     InputError
         If it cannot be read; the message has the path.
     """
-    image_module = require("PIL.Image", "pillow")
-    if isinstance(sample, image_module.Image):
-        name, image = "PIL image", sample
-    elif isinstance(sample, bytes):
-        name, image = "encoded image", None
-    elif isinstance(sample, (str, os.PathLike)):
-        name, image = os.fspath(sample), None
-    else:
-        raise InputError(
-            f"{type(sample).__name__} is no image; pass a path, encoded bytes, a PIL image, an array or a tensor."
-        )
-    try:
-        if image is not None:
-            return _upright(image, shrink_to)
-        # Closed again by the with block: thousands of paths must not leave thousands of open files.
-        with image_module.open(io.BytesIO(sample) if isinstance(sample, bytes) else name) as image:
-            if shrink_to is not None:
-                image.draft(None, (_KEEP * shrink_to[1], _KEEP * shrink_to[0]))
-            return _upright(image, shrink_to)
-    except FileNotFoundError as error:
-        raise InputError(f"image {name!r} does not exist.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"image {name!r} is a folder; pass its files, e.g. with image_folder.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
-        raise InputError(f"cannot read image {name!r}: {error}. Re-save it or leave it out.") from error
-
-
-def _upright(image, shrink_to):
     from PIL import Image
 
-    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(0x0112))  # EXIF -> Image.Transpose
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_uint8(np.asarray(image)))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode in ("1", "LA", "La"):
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    if shrink_to is not None:
-        factor = min(image.height // (_KEEP * shrink_to[0]), image.width // (_KEEP * shrink_to[1]))
-        if factor >= 2:
-            image = image.reduce(factor)
-    image.load()
-    return image if turn is None else image.transpose(Image.Transpose(turn))
-
-
-def _to_uint8(array):
-    """Scale an array of pixels to 8 bits by its dtype, refusing values whose scale is a guess."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "f":
-        # The negation also catches NaN.
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise InputError(
-                f"float image with values from {array.min():.4g} to {array.max():.4g}; floats must lie in [0, 1]. "
-                "Divide by the largest possible value, or pass uint8. For pixels that are already normalised "
-                "pass the module itself with arrays as input."
-            )
-        return np.rint(array * 255).astype(np.uint8)
-    if array.dtype.kind not in "ui":
-        raise InputError(f"image of dtype {array.dtype}; pass uint8, uint16, or floats in [0, 1].")
-    # 16-bit grey files arrive as int32 ("I") in some versions of Pillow.
-    sixteen = array.dtype.itemsize == 2 and array.dtype.kind == "u"
-    low, high = array.min(), array.max()
-    if low < 0 or high > 65535:
-        raise InputError(f"integer image with values from {low} to {high}; pass 8 or 16 bits.")
-    if sixteen or high > 255:
-        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return array.astype(np.uint8)
+    image = _opened(sample, shrink_to)
+    if _is_deep(image):
+        image = Image.fromarray(np.rint(_scaled(np.asarray(image), image)).astype(np.uint8))
+    return image
 
 
 def read_image(sample, shrink_to=None):
@@ -117,16 +60,21 @@ def read_image(sample, shrink_to=None):
 
     Parameters
     ----------
-    sample : str, path, bytes, PIL image, ndarray or tensor
+    sample : str, path, bytes, file, dict, PIL image, ndarray or tensor
+        A string is a path, a ``data:`` URL or base64; a file is open in binary mode; a dict has ``"bytes"`` or
+        ``"path"``, as undecoded images of Hugging Face datasets have. The EXIF orientation is applied and alpha
+        dropped, as in the pipelines that pretrained models were trained with.
         Arrays may be (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels; a shape that fits
-        both is read as (h, w, c) for arrays and (c, h, w) for tensors. uint8, uint16, bool, or
-        floats in [0, 1].
+        both is read as (h, w, c) for arrays and (c, h, w) for tensors. White is 1 for floats and bool, 65535 for
+        uint16 and for PIL mode "I", else 255.
     shrink_to : (height, width), default=None
-        See :func:`open_image`.
+        Larger encoded 8-bit images may be reduced by an integer factor to no less than three times this size.
 
     Returns
     -------
-    torch.Tensor of shape (1 or 3, h, w) and dtype uint8
+    torch.Tensor of shape (1 or 3, h, w)
+        From 0 to 255: uint8, or float32 where there is more to it than 8 bits. A pixel's value depends on the type
+        of the image and not on its other pixels.
 
     Raises
     ------
@@ -140,8 +88,10 @@ def read_image(sample, shrink_to=None):
     torch.Size([1, 8, 8])
     >>> read_image(np.zeros((5, 6, 4), dtype=np.uint8)).shape
     torch.Size([3, 5, 6])
+    >>> read_image(np.full((1, 1), 1000, dtype=np.uint16)).item()
+    3.89...
     """
-    channels_first = isinstance(sample, torch.Tensor)
+    channels_first, image = isinstance(sample, torch.Tensor), None
     if channels_first:
         if sample.layout != torch.strided or sample.device.type == "meta" or sample.is_quantized:
             raise InputError(f"a {sample.layout} tensor on {sample.device} is no image; pass its values, dense.")
@@ -150,7 +100,168 @@ def read_image(sample, shrink_to=None):
     elif isinstance(sample, np.ndarray):
         array = sample
     else:
-        array = np.asarray(open_image(sample, shrink_to))
+        image = _opened(sample, shrink_to)
+        array = np.asarray(image)
+    array = _scaled(_channels_last(array, channels_first), image)
+    if array.shape[2] == 4:
+        array = array[:, :, :3]
+    # Copied where it is not ours or not writable, so that no sample of the user's is aliased.
+    return torch.from_numpy(np.array(array, copy=True, order="C")).permute(2, 0, 1)
+
+
+def rounded(image):
+    """Return what :func:`read_image` has read as 8 bits, for who takes no more."""
+    return image if image.dtype == torch.uint8 else image.round().to(torch.uint8)
+
+
+def encoded_image(sample):
+    """Return the bytes of an encoded image, and a name for messages; None and a name for what is not encoded.
+
+    Parameters
+    ----------
+    sample : str, path, bytes, bytearray, memoryview, file or dict
+        See :func:`read_image`. A file is read from its beginning, and stays where it was.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file cannot be read.
+    InputError
+        If a string is none of a path, base64 and a ``data:`` URL, or a dict holds neither bytes nor a path.
+    """
+    if isinstance(sample, Mapping):
+        found = next((sample[key] for key in ("bytes", "path") if sample.get(key) is not None), None)
+        if not isinstance(found, (bytes, bytearray, memoryview, str, os.PathLike)):
+            raise InputError(
+                f"a dict with keys {shortened(list(sample))} is no image; it needs 'bytes' or a 'path', as undecoded "
+                "images of datasets have."
+            )
+        return encoded_image(found)
+    if isinstance(sample, (bytes, bytearray, memoryview)):
+        return bytes(sample), "encoded image"
+    if hasattr(sample, "read"):
+        return _bytes_of_file(sample), "file"
+    if not isinstance(sample, (str, os.PathLike)):
+        return None, type(sample).__name__
+    path = os.fspath(sample)
+    text = path if isinstance(path, str) else os.fsdecode(path)
+    data = _decoded(text)
+    if data is not None:
+        return data, "base64 image"
+    with open(os.path.expanduser(text) if not os.path.exists(text) else text, "rb") as file:
+        return file.read(), shortened(text, most=300)
+
+
+def _decoded(text):
+    """Return the bytes of a ``data:`` URL or of base64; None for a path."""
+    if text[:5].lower() == "data:":
+        scheme = _DATA_URL.match(text)
+        if scheme is None:
+            raise InputError(f"{shortened(text)} is no data URL of an image in base64, data:image/TYPE;base64,DATA.")
+        text = text[scheme.end() :]
+    elif "://" in text[:12]:
+        raise InputError(f"{shortened(text)} is an address; download the image and pass its path or bytes.")
+    elif len(text) < _LEAST_BASE64 or not text.startswith(_BASE64) or os.path.exists(text):
+        return None
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        if "\n" not in text and len(text) < _LONGEST_PATH:
+            return None
+        raise InputError(f"{shortened(text)} is neither a path nor an image in base64.") from None
+
+
+def _bytes_of_file(file):
+    with _file_lock:  # the same file may stand in X twice, and be read by two threads
+        try:
+            place = file.tell()
+            file.seek(0)
+            data = file.read()
+            file.seek(place)
+        except (AttributeError, OSError, ValueError) as error:
+            raise InputError(
+                f"a file that cannot be read from its beginning ({error}); pass its bytes, or its path."
+            ) from error
+    if not isinstance(data, bytes):
+        raise InputError("a file in text mode is no image; open it with open(path, 'rb').")
+    return data
+
+
+def load_pixels(image):
+    """Decode a PIL image in place, upright or with the orientation that is still to be applied in ``getexif()``.
+
+    Raises
+    ------
+    InputError
+        If it was closed, or its file cannot be decoded.
+    """
+    # Pillow turns TIFFs as it decodes them; what it maps from a file it turns wrongly, and it maps only by name.
+    name = getattr(image, "filename", None)
+    mapped = image.format == "TIFF" and bool(name)
+    if mapped:
+        image.filename = ""
+    try:
+        image.load()
+    except (AttributeError, ValueError, AssertionError) as error:
+        raise InputError(f"a PIL image that is closed or broken ({error}); open it again, or pass its path.") from error
+    finally:
+        if mapped:
+            image.filename = name
+
+
+def _opened(sample, shrink_to):
+    """Return the sample as an upright PIL image, in mode "L", "RGB" or one of more than 8 bits."""
+    image_module = require("PIL.Image", "pillow")
+    name = "PIL image"
+    try:
+        if isinstance(sample, image_module.Image):
+            return _upright(sample, shrink_to)
+        data, name = encoded_image(sample)
+        if data is None:
+            raise InputError(
+                f"{name} is no image; pass a path, encoded bytes, a file, a PIL image, an array or a tensor."
+            )
+        with image_module.open(io.BytesIO(data)) as image:
+            if shrink_to is not None:
+                image.draft(None, (_KEEP * shrink_to[1], _KEEP * shrink_to[0]))
+            return _upright(image, shrink_to)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"image {shortened(error.filename, most=300)} does not exist.") from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"image {shortened(error.filename, most=300)} is a folder; pass its files, e.g. with image_folder."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
+        reason = shortened(str(error), most=150, quoted=False)
+        raise InputError(f"cannot read image {name}: {reason}. Re-save it or leave it out.") from error
+
+
+def _upright(image, shrink_to):
+    from PIL import Image
+
+    load_pixels(image)
+    turn = _TRANSPOSES.get(image.getexif().get(0x0112))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("1", "LA", "La"):
+        image = image.convert("L")
+    elif not _is_deep(image) and image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    if shrink_to is not None and not _is_deep(image):
+        factor = min(image.height // (_KEEP * shrink_to[0]), image.width // (_KEEP * shrink_to[1]))
+        if factor >= 2:
+            image = image.reduce(factor)
+    return image if turn is None else image.transpose(Image.Transpose(turn))
+
+
+def _is_deep(image):
+    return image.mode.startswith(("I", "F"))
+
+
+def _channels_last(array, channels_first):
+    """View an array as (h, w, c)."""
     if array.ndim == 2:
         array = array[:, :, None]
     elif array.ndim == 3:
@@ -163,8 +274,54 @@ def read_image(sample, shrink_to=None):
         raise InputError(f"array of shape {array.shape} is no image: expected (h, w), (h, w, c) or (c, h, w).")
     if array.size == 0:
         raise InputError(f"image of shape {array.shape} has no pixels.")
-    array = _to_uint8(array)
-    if array.shape[2] == 4:
-        array = array[:, :, :3]
-    # Copied where it is not ours or not writable, so that no sample of the user's is aliased.
-    return torch.from_numpy(np.array(array, copy=True, order="C")).permute(2, 0, 1)
+    return array
+
+
+def _scaled(array, image=None):
+    """Scale pixels to 0 to 255 by their type alone: 8 bits where that is exact, else float32.
+
+    ``image`` is the PIL image that the array is of, if there is one.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind not in "uif":
+        raise InputError(f"image of dtype {array.dtype}; pass uint8, uint16, or floats in [0, 1].")
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        # The negation also catches NaN.
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"float image with values from {low:.4g} to {high:.4g}; floats must lie in [0, 1]. "
+                "Divide by the largest possible value, or pass uint8. For pixels that are already normalised "
+                "pass the module itself with arrays as input."
+            )
+        array = array * 255.0 if array.dtype.itemsize == 8 else array.astype(np.float32) * np.float32(255)
+        # What began as 8 bits is them again, but for the rounding of its own type.
+        return _eight_bits_if(array, 255 * 2 * np.finfo(array.dtype).eps)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return _eight_bits_if(array.astype(np.float64) / 257, 0.0)
+    told = f"integer image of dtype {array.dtype} with values from {low} to {high}"
+    if image is not None:
+        # 16-bit files are opened in mode "I"; what else is in it may have any scale.
+        sixteen = image.format in ("PNG", "PPM")
+        if low < 0 or high > 65535 or (0 < high < 256 and not sixteen):
+            raise InputError(
+                f"PIL image of mode 'I' with values from {low} to {high}, whose scale is unknown; "
+                "pass image.convert('L') for 8 bits, np.asarray(image).astype(np.uint16) for 16."
+            )
+        return _eight_bits_if(array.astype(np.float64) / 257, 0.0)
+    if low < 0 or high > 255:
+        raise InputError(
+            f"{told}: 8 or 16 bits cannot be told; pass image.astype(np.uint8) for 8 bits, "
+            "image.astype(np.uint16) for 16, or floats in [0, 1]."
+        )
+    return array.astype(np.uint8)
+
+
+def _eight_bits_if(array, tolerance):
+    whole = np.rint(array)
+    if (np.abs(array - whole) <= tolerance).all():
+        return whole.astype(np.uint8)
+    return array.astype(np.float32)

@@ -55,7 +55,8 @@ class ImageTransform:
 
         Parameters
         ----------
-        groups : list of (positions, uint8 tensor of shape (n, c, h, w))
+        groups : list of (positions, tensor of shape (n, c, h, w))
+            uint8, or float32 from 0 to 255.
         size : int
             Number of images in all groups.
         device : torch.device
@@ -92,10 +93,11 @@ class ImageTransform:
             return images
         if self.interpolation == "nearest":
             return interpolate(images, size=(H, W), mode="nearest-exact")
-        if images.device.type == "cpu":  # has kernels for bytes, several times faster than floats
+        eight_bits = images.dtype == torch.uint8
+        if eight_bits and images.device.type == "cpu":  # has kernels for bytes, several times faster than floats
             return interpolate(images, size=(H, W), mode=self.interpolation, antialias=True)
         images = interpolate(images.float(), size=(H, W), mode=self.interpolation, antialias=True)
-        return images.round_().clamp_(0, 255)  # as bytes would be
+        return (images.round_() if eight_bits else images).clamp_(0, 255)  # as bytes would be
 
     def _crop(self, images):
         if self.crop is None:
@@ -142,7 +144,7 @@ class ImageBackbone(Backbone):
         self.n_features = self.forward(self.collate([probe])).shape[1]
 
     def load(self, sample):
-        """Read one image as a uint8 tensor of shape (1 or 3, h, w)."""
+        """Read one image as a tensor of shape (1 or 3, h, w), uint8 or float32, from 0 to 255."""
         image = read_image(sample, self.transform.shrink_to)
         if self.transform.keep_ratio and self.transform.crop is not None:
             # A strip of 1 x 5000 pixels would grow to a million columns only to be cropped again.
@@ -154,10 +156,10 @@ class ImageBackbone(Backbone):
         return image
 
     def collate(self, items):
-        """Stack images of equal size."""
+        """Stack images of equal size and type."""
         groups = {}
         for position, item in enumerate(items):
-            groups.setdefault(tuple(item.shape), []).append(position)
+            groups.setdefault((item.dtype, *item.shape), []).append(position)
         stacked = []
         for positions in groups.values():
             # Stacked channels last, the order in memory of decoded images and of the fast resize.

@@ -8,7 +8,7 @@ import torch
 
 from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
 from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
-from faast_sklearn.backbones.image_reading import open_image, read_image
+from faast_sklearn.backbones.image_reading import open_image, read_image, rounded
 from faast_sklearn.errors import BackboneError, InputError
 
 __all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module", "place_module"]
@@ -171,7 +171,7 @@ def _pil(sample):
     from PIL import Image
 
     if isinstance(sample, (np.ndarray, torch.Tensor)):
-        return Image.fromarray(read_image(sample).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+        return Image.fromarray(rounded(read_image(sample)).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
     return open_image(sample).convert("RGB")
 
 

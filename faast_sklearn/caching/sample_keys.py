@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from faast_sklearn.backbones.image_reading import encoded_image, load_pixels
 from faast_sklearn.errors import InputError
 from faast_sklearn.loading import Loader
 
@@ -120,13 +121,13 @@ class _Reader:
             _update(digest, sample)
         elif self.modality == "text" and isinstance(sample, str):
             _update(digest, str(sample))
-        elif self.modality == "image" and isinstance(sample, bytes):
-            _update(digest, sample)
-        elif self.modality == "image" and isinstance(sample, (str, os.PathLike)):
-            with open(sample, "rb") as file:
-                _update(digest, file.read())
         elif self.modality == "image" and _is_pil(sample):
             _update_image(digest, sample)
+        elif self.modality == "image":
+            data, _ = encoded_image(sample)
+            if data is None:
+                return False
+            _update(digest, data)
         else:
             return False
         return True
@@ -139,7 +140,8 @@ def _is_pil(sample):
 
 def _update_image(digest, image):
     """Feed a digest with all that reading uses of an image in memory."""
-    _update(digest, ("image", image.mode, image.size, image.tobytes()))
+    load_pixels(image)
+    _update(digest, ("image", image.mode, image.format in ("PNG", "PPM"), image.size, image.tobytes()))
     palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
     _update(digest, (palette, repr(image.info.get("transparency")), image.getexif().get(0x0112)))
 
