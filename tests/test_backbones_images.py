@@ -211,6 +211,30 @@ def test_image_size_changes_the_input():
         assert opened.transform.crop == (96, 96)
 
 
+def test_image_size_may_be_height_and_width(photos):
+    for name in ("test_vit", "test_resnet"):
+        for size in ((96, 128), [96, 128]):
+            opened = backbone(f"timm:{name}", pretrained=False, image_size=size).open("cpu")
+            assert opened.transform.crop == (96, 128)
+            assert opened.transform(opened.collate([opened.load(photos[0])]).inputs, 1, opened.device).shape == (
+                1,
+                3,
+                96,
+                128,
+            )
+            assert torch.isfinite(encode(opened, photos)).all()
+    opened = backbone("bundled:efficientnet-lite0", image_size=(64, 96)).open("cpu")
+    assert opened.transform.crop == (64, 96)
+
+
+@pytest.mark.parametrize("size", [0, -96, True, "96", 96.5, (96,), (96, 0), (96, 96, 3), (96, "x")])
+def test_an_image_size_that_is_none(size):
+    for name in ("timm:test_resnet", "bundled:efficientnet-lite0"):
+        options = {"pretrained": False} if name.startswith("timm") else {}
+        with pytest.raises(BackboneError, match="image_size must be a positive integer or"):
+            backbone(name, image_size=size, **options).open("cpu")
+
+
 def test_timm_names_and_downloads_that_fail():
     with pytest.raises(UnknownBackboneError, match="timm:resnet50"):
         backbone("timm:resnt50").open("cpu")

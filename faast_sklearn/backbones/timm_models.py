@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 import math
+import numbers
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.backbones.optional import explain_imports, require
-from faast_sklearn.errors import BackboneError, UnknownBackboneError
+from faast_sklearn.errors import BackboneError, UnknownBackboneError, shortened
 
 __all__ = ["TimmBackbone"]
 
@@ -38,8 +39,8 @@ class TimmBackbone(ImageBackbone):
         weights : path, default=None
             A ``.pth`` or ``.safetensors`` file with a state dict of this architecture; nothing is
             downloaded.
-        image_size : int, default=None
-            Side of the input image; the model's own by default.
+        image_size : int or (height, width), default=None
+            Of the input image; the model's own by default.
         pooling : str, default=None
             timm's ``global_pool`` ("avg", "max", "token", "map", ...); the model's own by default.
 
@@ -57,6 +58,8 @@ class TimmBackbone(ImageBackbone):
             timm is missing or broken.
         """
         timm = require("timm")
+        if image_size is not None:
+            _height_and_width(image_size)
         options = {}
         folder = Path(name)
         if (folder / "config.json").is_file():
@@ -90,7 +93,7 @@ class TimmBackbone(ImageBackbone):
             Moved to ``device`` and ``dtype`` in place.
         device : torch.device
         dtype : torch.dtype
-        image_size : int, default=None
+        image_size : int or (height, width), default=None
 
         Returns
         -------
@@ -98,7 +101,7 @@ class TimmBackbone(ImageBackbone):
         """
         from timm.data import resolve_data_config
 
-        args = {} if image_size is None else {"input_size": (3, image_size, image_size)}
+        args = {} if image_size is None else {"input_size": (3, *_height_and_width(image_size))}
         transform = transform_from_config(resolve_data_config(args, model=module))
         module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         self = cls(module.eval().requires_grad_(False), transform, device, dtype)
@@ -154,6 +157,17 @@ def _check_name(timm, name, needs_weights):
         )
 
 
+def _height_and_width(image_size):
+    sides = (image_size, image_size) if isinstance(image_size, numbers.Integral) else image_size
+    if (
+        not isinstance(sides, (tuple, list))
+        or len(sides) != 2
+        or not all(isinstance(side, numbers.Integral) and not isinstance(side, bool) and side > 0 for side in sides)
+    ):
+        raise BackboneError(f"image_size must be a positive integer or (height, width), got {shortened(image_size)}.")
+    return tuple(int(side) for side in sides)
+
+
 def _create(timm, name, pretrained, image_size, options):
     def create(**more):
         with explain_imports("timm"):
@@ -162,7 +176,7 @@ def _create(timm, name, pretrained, image_size, options):
     try:
         if image_size is not None:
             with contextlib.suppress(TypeError):  # transformers need it to build; convolutions refuse it
-                return create(img_size=image_size)
+                return create(img_size=_height_and_width(image_size))
         return create()
     except ImportError:
         raise
