@@ -16,7 +16,7 @@ from faast_sklearn.targets import check_labels, row_weights
 __all__ = ["accumulate", "accumulate_folds", "labelled_features"]
 
 
-def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, shared=False):
+def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, shared=False, stream=False):
     """Stream labelled samples into moments.
 
     Parameters
@@ -31,6 +31,8 @@ def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, share
     shared : bool, default=False
         Recognise the same samples, labels and weights by their content and return the moments that they gave before,
         together with the decompositions that others have made of them.
+    stream : bool, default=False
+        Other samples, of other classes, may follow or have come before.
 
     Returns
     -------
@@ -41,10 +43,12 @@ def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, share
             "class_weight='balanced' needs all labels at once, and X yields them batch by batch; pass a dict of "
             "weights, or let it yield (X, y, sample_weight)."
         )
-    shared = shared and count_samples(X) is not None  # batches of a stream do not come again
+    once = count_samples(X) is None
+    shared = shared and not once  # batches of a stream do not come again
+    stream = stream or (once and not is_dataset(X))
     moments = None
     for chunk, labels, weight in iter_chunks(X, y, sample_weight):
-        part = _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared)
+        part = _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared, stream)
         moments = part if moments is None else moments + part
     _refuse_overflow(moments.first)  # once, since it waits for the device
     return moments
@@ -115,8 +119,8 @@ def labelled_features(source, X, y, sample_weight, class_weight, report):
     return rows, codes, classes, weight
 
 
-def _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared):
-    samples, classes, codes, weight = _labelled(source, chunk, labels, weight, class_weight)
+def _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared, stream):
+    samples, classes, codes, weight = _labelled(source, chunk, labels, weight, class_weight, stream)
     key = None
     if shared:
         key = _same_rows((source.digest(samples), str(source.device)), classes, codes, weight, maps)
@@ -136,14 +140,14 @@ def _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared)
     return moments
 
 
-def _labelled(source, chunk, labels, weight, class_weight):
+def _labelled(source, chunk, labels, weight, class_weight, stream=False):
     """Return samples, sorted classes, the code of each sample, and its weight."""
     samples = source.samples(chunk)
     labels = check_labels(labels, "y")
     if len(labels) != len(samples):
         raise InputError(f"X has {len(samples)} samples and y has {len(labels)}; pass one label for each.")
     classes, codes = np.unique(labels, return_inverse=True)
-    return samples, classes, codes, row_weights(weight, len(samples), class_weight, classes, codes)
+    return samples, classes, codes, row_weights(weight, len(samples), class_weight, classes, codes, stream)
 
 
 def _refuse_overflow(part):

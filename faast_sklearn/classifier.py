@@ -83,7 +83,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     fit_intercept : bool, default=True
         Centre features and targets. Without it scores are ``x W``, and their argmax is the prediction.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, multiplied into ``sample_weight``; labels that a dict does not name weigh 1.
+        Weights of the classes, multiplied into ``sample_weight``; labels that a dict does not name weigh 1. What it
+        names has to be a label, unless it names all others too, or (in ``partial_fit``) may come later.
         "balanced" needs all labels at once and is refused by ``partial_fit``.
     batch_size : int or "auto", default="auto"
         Samples a forward pass of the backbone; halved where memory is short.
@@ -277,8 +278,9 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         self._check_params(partial=True)
         with changing(self):
             source = self._open_source(reset=False)
+            self._refuse_changes()
             with self._report(X, "forget") as report:
-                removed = self._accumulate(source, X, y, sample_weight, report)
+                removed = self._accumulate(source, X, y, sample_weight, report, stream=True)
             self._publish(_taken_away(self._compiled.learnt, removed))
         return self
 
@@ -423,13 +425,15 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
             if reset:
                 self._declared = np.array([])
             source = self._open_source(reset)
+            if not reset:
+                self._refuse_changes()
             compiled, steps = None, 0
             if X is None and y is not None:
                 learnt = self._from_names(source, y)
             else:
                 with self._report(X, "partial_fit" if partial else "fit") as report:
                     if self.n_passes == 1:
-                        learnt = self._accumulate(source, X, y, sample_weight, report)
+                        learnt = self._accumulate(source, X, y, sample_weight, report, stream=partial)
                     else:
                         examples = labelled_features(source, X, y, sample_weight, self.class_weight, report)
                         compiled, steps = refine_while_it_helps(
@@ -448,7 +452,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                 self.__dict__.update(_compiled=compiled, n_passes_=1 + steps)
         return self
 
-    def _accumulate(self, source, X, y, sample_weight, report):
+    def _accumulate(self, source, X, y, sample_weight, report, stream):
         return accumulate(
             source,
             X,
@@ -458,6 +462,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
             class_weight=self.class_weight,
             report=report,
             shared=self.cache is not None,
+            stream=stream,
         )
 
     def _maps(self):
@@ -491,7 +496,11 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         """Make new moments current, as the last step of a change."""
         compiled = self._compile_for(learnt)
         self.__dict__.update(
-            classes_=compiled.classes, n_samples_seen_=learnt.first.n_rows, n_passes_=1, _compiled=compiled
+            classes_=compiled.classes,
+            n_samples_seen_=learnt.first.n_rows,
+            n_passes_=1,
+            _compiled=compiled,
+            _learnt_with=self._settings_of_statistics(),
         )
 
     def _compile_for(self, learnt):
@@ -527,7 +536,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         """Return the moments of some of the samples, for whoever adds them up; nothing becomes current."""
         source = self._open_source(reset)
         with self._report(X, "fit") as report:
-            learnt = self._accumulate(source, X, y, sample_weight, report)
+            learnt = self._accumulate(source, X, y, sample_weight, report, stream=True)
         self.device_ = self._place_of(source, learnt)
         return learnt
 
@@ -553,7 +562,14 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         width = attributes.get("_n_features", attributes.get("n_features_in_"))
         if width != compiled.n_features:
             raise ValueError(f"{width} features are expected, and there are weights for {compiled.n_features}")
-        super()._restore_state({**attributes, "classes_": compiled.classes, "device_": "cpu"})
+        super()._restore_state(
+            {
+                **attributes,
+                "classes_": compiled.classes,
+                "device_": "cpu",
+                "_learnt_with": self._settings_of_statistics(),
+            }
+        )
 
     def _current(self):
         if "_compiled" not in self.__dict__:
@@ -578,6 +594,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     def _streamed(self, X, score):
         """Return what ``score`` makes of the features of all samples, in their order, as an ndarray."""
         source = self._open_source(reset=False)
+        self._refuse_changes("backbone")
         samples = source.samples(X)
         out = None
         with self._report(samples, "predict") as report, closing(source.stream(samples, report)) as stream:

@@ -10,14 +10,15 @@ import torch
 from sklearn.base import clone
 from sklearn.utils.validation import validate_data
 
-from faast_sklearn.backbones import as_handle
+from faast_sklearn.backbones import Backbone, as_handle
+from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.backbones.identity import same_weights, weight_summary
 from faast_sklearn.batching import check_batch_size, stream_features
 from faast_sklearn.caching import as_cache
 from faast_sklearn.caching.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
 from faast_sklearn.caching.stream import stream_cached
 from faast_sklearn.device import moments_device, resolve_device, resolve_dtype
-from faast_sklearn.errors import InputError, NonFiniteError, SavedFileWarning
+from faast_sklearn.errors import FaastError, InputError, NonFiniteError, SavedFileWarning, shortened
 from faast_sklearn.inputs import as_samples, count_samples, refuse_single
 from faast_sklearn.progress import Report, check_verbosity
 from faast_sklearn.sources import is_dataset
@@ -246,6 +247,13 @@ def _refuse_non_finite(X, name):
     )
 
 
+def _computes(opened):
+    """Return a digest of what an open backbone or language model computes."""
+    if isinstance(opened, Backbone):
+        return opened.fingerprint()
+    return fingerprint(opened.module, opened.tokenizer)
+
+
 class FrozenBackboneMixin:
     """What every estimator with a ``backbone`` parameter shares.
 
@@ -281,6 +289,40 @@ class FrozenBackboneMixin:
                 )
         return opened
 
+    # Parameters that decide what samples are turned into, so that statistics of different values do not add up.
+    _decides_statistics = ("backbone", "dtype")
+
+    def _settings_of_statistics(self):
+        return {name: getattr(self, name) for name in self._decides_statistics}
+
+    def _refuse_changes(self, *names):
+        """Raise InputError if a parameter is not what it was when something was learnt, by default any of them."""
+        before = self.__dict__.get("_learnt_with", {})
+        for name in names or before:
+            if name in before and not self._is_as_before(name, before[name], getattr(self, name)):
+                raise InputError(
+                    f"{name} was {shortened(before[name], 120)} when this {type(self).__name__} learnt and is "
+                    f"{shortened(getattr(self, name), 120)} now, so that what was learnt does not fit; set it back "
+                    "with set_params, or call fit."
+                )
+
+    def _is_as_before(self, name, before, now):
+        if before is now:
+            return True
+        if name == "dtype":
+            device = resolve_device(self.device)
+            return resolve_dtype(before, device) == resolve_dtype(now, device)
+        if name != "backbone" or before is None or now is None:
+            return before == now
+        if as_handle(before) == as_handle(now):
+            return True
+        there = copy.copy(self)
+        there.backbone = before
+        try:
+            return _computes(self._open_backbone()) == _computes(there._open_backbone())
+        except FaastError:
+            return False  # one of them is not there any more
+
     def _forget_saved_backbone(self):
         for name in ("_saved_backbone", "_compared_backbone"):
             self.__dict__.pop(name, None)
@@ -307,6 +349,7 @@ class FrozenBackboneMixin:
     def __deepcopy__(self, memo):
         twin = copy.copy(self)
         memo[id(self)] = twin
-        memo[id(self.backbone)] = self.backbone
+        for shared in (self.backbone, self.__dict__.get("_learnt_with", {}).get("backbone")):
+            memo[id(shared)] = shared
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin

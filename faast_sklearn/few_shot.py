@@ -5,6 +5,7 @@ at once (module ``faast_sklearn.episodes``); any other classifier is fitted and 
 """
 
 import inspect
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from faast_sklearn.episodes import Episodes, sample_episodes, solve_episodes
 from faast_sklearn.errors import InputError
 from faast_sklearn.features import BackboneFeatures
 from faast_sklearn.inputs import count_samples
-from faast_sklearn.targets import check_labels
+from faast_sklearn.targets import check_labels, named_weights
 
 __all__ = ["Episodes", "FewShotResult", "few_shot_score", "sample_episodes"]
 
@@ -157,6 +158,9 @@ def _scores(estimator, X, y, episodes, n_jobs):
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)
         elif estimator.backbone is not None:
             X, estimator = _features(clone(estimator), X), clone(estimator).set_params(backbone=None, cache=None)
+        if isinstance(estimator.class_weight, Mapping):  # an episode has some of the classes
+            weights = named_weights(estimator.class_weight, np.unique(y))
+            estimator = clone(estimator).set_params(class_weight=weights)
     tasks = zip(*(rows.reshape(len(rows), -1) for rows in episodes[:2]), strict=True)
     run = Parallel(n_jobs=n_jobs)
     return np.array(run(delayed(_fit_and_score)(estimator, X, y, *rows) for rows in tasks), dtype=np.float64)

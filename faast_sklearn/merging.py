@@ -53,6 +53,7 @@ def merge(estimators):
     first = estimators[0]
     for i, other in enumerate(estimators):
         check_is_fitted(other)
+        other._refuse_changes()
         _refuse_different(first, other, i)
     merged = copy.deepcopy(first)
     merged._adopt(estimators)

@@ -87,6 +87,8 @@ class Student:
             If a parameter is bad, or needs all samples in one place.
         """
         estimator._check_params(partial=not reset)
+        if not reset:
+            estimator._refuse_changes()
         if estimator.n_passes != 1:
             raise InputError(
                 "each pass after the first needs all samples again, in one place; use n_passes=1, or the estimator's "

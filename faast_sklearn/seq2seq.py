@@ -17,7 +17,7 @@ from faast_sklearn.batching import stream_features
 from faast_sklearn.errors import FaastError, ForgetError, InputError, NotFittedWarning
 from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.inputs import as_samples
-from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens
+from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens, refuse_other_targets
 from faast_sklearn.language.compiling import Learnt
 from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weights import FastWeights
@@ -79,7 +79,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         returns the prompt or a list of chat messages.
     choices : sequence of str, default=None
         Predict the most likely of these strings, of any length in tokens, instead of generating; ``score`` is then
-        the accuracy.
+        the accuracy. Targets have to be among them.
     max_new_tokens : int, default=64
         Most tokens of a generated answer.
     num_beams : int, default=1
@@ -135,6 +135,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
     """
 
     _saved_state = LANGUAGE
+    _decides_statistics = ("backbone", "dtype", "target", "learn_from", "template", "n_passes")
 
     def __init__(
         self,
@@ -241,7 +242,9 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         self._check_params(partial=True)
         with changing(self):
             lm = self._open()
-            removed = self._moments_of(lm, self._exchanges(lm, X, y), "forget")
+            exchanges = self._exchanges(lm, X, y)
+            self._refuse_changes()
+            removed = self._moments_of(lm, exchanges, "forget")
             self._publish(_taken_away(self.moments_, removed))
         return self
 
@@ -315,6 +318,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         X, y = as_samples(X, "text"), targets_of(y)
         if len(X) != len(y):
             raise InputError(f"X has {len(X)} samples and y has {len(y)}; pass one target for each.")
+        if self.choices is not None:
+            refuse_other_targets(y, self.choices)
         found = self.predict(X)
         if self.choices is not None:
             return float(np.mean([a == b for a, b in zip(found, y, strict=True)]))
@@ -420,6 +425,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             if self.n_passes > 1 and lm.readouts is not None:
                 raise ValueError("n_passes > 1 takes further steps on the loss; published checkpoints do not.")
             exchanges, base = self._exchanges(lm, X, y), None
+            if not reset:
+                self._refuse_changes()
             for k in range(self.n_passes):
                 moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
                 if not partial:  # a stream may begin with texts without a token to learn as well as go on with them
@@ -448,13 +455,22 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
                 raise
 
     def _restore_state(self, attributes):
-        super()._restore_state({**attributes, "moments_": attributes["_learnt"].moments, "device_": "cpu"})
+        super()._restore_state(
+            {
+                **attributes,
+                "moments_": attributes["_learnt"].moments,
+                "device_": "cpu",
+                "_learnt_with": self._settings_of_statistics(),
+            }
+        )
 
     def _target(self, lm):
         return "embedding" if lm.readouts is not None else self.target
 
-    def _exchanges(self, lm, X, y):
+    def _exchanges(self, lm, X, y, learnt=True):
         prompts = Prompts(lm, self.template)
+        if y is not None and self.choices is not None and learnt:
+            refuse_other_targets(targets_of(y), self.choices)
         exchanges = prompts.texts(X) if y is None else prompts.pairs(X, y)
         if not len(exchanges):
             raise InputError("X is empty; pass at least one text.")
@@ -502,6 +518,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             n_samples_seen_=moments.n_samples,
             n_tokens_seen_=round(moments.output.n_tokens),
             _learnt=learnt,
+            _learnt_with=self._settings_of_statistics(),
         )
 
     def _adopt(self, estimators):
@@ -548,6 +565,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             raise NotFittedError(
                 "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
             )
+        self._refuse_changes("backbone")
         return self._learnt
 
     def _solution(self):
@@ -582,7 +600,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         lm = self._open()
         scorer = LikelihoodScorer(lm, self._weights(lm), self.learn_from)
         total = np.zeros(3)
-        for _, found in self._stream(scorer, self._exchanges(lm, X, y), "score"):
+        for _, found in self._stream(scorer, self._exchanges(lm, X, y, learnt=False), "score"):
             total += found.double().sum(0).cpu().numpy()
         return total
 

@@ -1,14 +1,16 @@
 """What users pass as y and as weights: labels that can be sorted, and one weight a row."""
 
+import difflib
+import numbers
 from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from faast_sklearn.errors import InputError
+from faast_sklearn.errors import InputError, shortened
 
-__all__ = ["balanced_factors", "check_labels", "row_weights", "union_of_labels"]
+__all__ = ["balanced_factors", "check_labels", "named_weights", "row_weights", "union_of_labels"]
 
 _DROP = "drop samples that have no label, or give them one."
 
@@ -110,8 +112,15 @@ def balanced_factors(counts):
     return np.where(seen, counts.sum() / (np.where(seen, counts, 1.0) * max(seen.sum(), 1)), 1.0)
 
 
-def row_weights(sample_weight, n, class_weight, classes, codes):
-    """Return the weight of each row, or None where all are 1."""
+def row_weights(sample_weight, n, class_weight, classes, codes, stream=False):
+    """Return the weight of each row, or None where all are 1.
+
+    Raises
+    ------
+    InputError
+        If weights are no numbers, negative or not finite, or ``class_weight`` names what is no label. In a ``stream``
+        other labels may follow, so that only names which no label can equal are refused.
+    """
     if sample_weight is None and class_weight is None:
         return None
     if sample_weight is None:
@@ -133,13 +142,65 @@ def row_weights(sample_weight, n, class_weight, classes, codes):
     if class_weight == "balanced":
         factors = balanced_factors(np.bincount(codes, weights=weight, minlength=len(classes)))
     else:
+        _refuse_unmatched(class_weight, classes.tolist(), stream)
         try:
             factors = np.array([float(class_weight.get(label, 1.0)) for label in classes.tolist()])
         except (TypeError, ValueError):
             factors = np.array([np.nan])
         if (factors < 0).any() or not np.isfinite(factors).all():
-            raise ValueError(f"class_weight must hold finite weights that are not negative, got {class_weight!r}.")
+            raise ValueError(
+                f"class_weight must hold finite weights that are not negative, got {shortened(class_weight, 200)}."
+            )
     return weight * factors[codes]
+
+
+def named_weights(class_weight, classes):
+    """Return class weights that name each of the classes, for samples of some of them.
+
+    Parameters
+    ----------
+    class_weight : dict
+    classes : ndarray of shape (c,)
+        All that there are.
+
+    Raises
+    ------
+    InputError
+        If something else is named.
+    """
+    _refuse_unmatched(class_weight, classes.tolist(), stream=False)
+    return {**dict.fromkeys(classes.tolist(), 1.0), **class_weight}
+
+
+def _refuse_unmatched(class_weight, labels, stream):
+    """Raise InputError for keys that are no labels, as scikit-learn does where a label is left without weight."""
+    known = set(labels)
+    unmatched = [key for key in class_weight if key not in known]
+    never = [key for key in unmatched if labels and not _could_equal(key, labels)]
+    unweighted = [label for label in labels if label not in class_weight]
+    if not never and (stream or not unmatched or not unweighted):
+        return
+    key = (never or unmatched)[0]
+    alike = [label for label in labels if str(label).strip().casefold() == str(key).strip().casefold()]
+    near = difflib.get_close_matches(str(key), [str(label) for label in labels], n=1)
+    meant = f"; did you mean {(alike or near)[0]!r}?" if alike or near else "."
+    raise InputError(
+        f"class_weight names {shortened(key)} ({type(key).__name__}), which is no label; labels are "
+        f"{shortened(labels, 120)} ({type(labels[0]).__name__}){meant}"
+    )
+
+
+def _could_equal(key, labels):
+    """Whether a label that is still to come may equal a key."""
+    if isinstance(labels[0], str):
+        return isinstance(key, str)
+    if not isinstance(labels[0], numbers.Real):
+        return True  # dates and the like
+    if not isinstance(key, (numbers.Real, np.bool_)):
+        return False
+    if all(isinstance(label, bool) for label in labels):
+        return float(key) in (0.0, 1.0)
+    return float(key).is_integer() or not all(isinstance(label, numbers.Integral) for label in labels)
 
 
 def _numbers(sample_weight):

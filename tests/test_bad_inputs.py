@@ -23,7 +23,7 @@ from conftest import tiny_model, tiny_tokenizer
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from test_faults import everything_as_before
-from test_seq2seq import opened, pairs
+from test_seq2seq import chosen, opened, pairs
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, backbone
 from faast_sklearn.errors import (
@@ -117,7 +117,10 @@ def made(files):
             FaastSeq2Seq((tiny_model("gpt2"), tiny_tokenizer("decoder")), max_new_tokens=2).fit(SOURCES, TARGETS),
             None,
         ),
-        "choosing": lambda: (FaastSeq2Seq(opened("llama"), choices=["red", "cat"]).fit(SOURCES, TARGETS), None),
+        "choosing": lambda: (
+            FaastSeq2Seq(opened("llama"), choices=["red", "cat"]).fit(*chosen((SOURCES,), ["red", "cat"])),
+            None,
+        ),
         "new rows": lambda: (FaastClassifier(), None),
         "new features": lambda: (BackboneFeatures(Flat(), device="cpu"), None),
         "new pairs": lambda: (FaastSeq2Seq(opened("llama"), max_new_tokens=2), None),

@@ -175,9 +175,9 @@ def test_texts_teach_a_backbone_classifier_from_frames_and_bags(local, tiny_fold
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_texts_teach_a_language_model(local, plain):
-    from test_seq2seq import logits, opened, pairs
+    from test_seq2seq import chosen, logits, opened, pairs
 
-    sources, targets = pairs(40)
+    sources, targets = chosen(pairs(40), ["cat", "dog"])
     model, options = opened("llama"), {"batch_size": 5, "choices": ["cat", "dog"]}
     if plain:
         given, whole = (bag([*sources, "cat"], 7),), FaastSeq2Seq(model, **options).fit([*sources, "cat"])

@@ -21,7 +21,7 @@ from conftest import tiny_model, tiny_tokenizer
 from PIL import Image
 from test_cache_processes import CONTEXT
 from test_language_model import hook_count
-from test_seq2seq import opened, pairs
+from test_seq2seq import chosen, opened, pairs
 
 from faast_sklearn import (
     BackboneFeatures,
@@ -731,14 +731,15 @@ def test_threads_that_predict_see_one_state_or_another_while_one_learns(kind, tm
 
 def test_threads_that_ask_a_language_model_see_one_state_or_another_while_one_learns():
     source = opened("llama")
-    parts = [([TOLD[0][i]] * 2, [TOLD[1][i]] * 2) for i in range(4)]
+    told = chosen(TOLD, ["red", "the cat"])
+    parts = [([told[0][i]] * 2, [told[1][i]] * 2) for i in range(4)]
 
     def ask(seq2seq):
         return seq2seq.choice_log_probabilities(ASKED[0]).tobytes()
 
     def fresh():
         options = {"choices": ["red", "the cat"], "alpha": 0.1, "memory_weight": 1.0}
-        return FaastSeq2Seq(source, **options).fit(*TOLD)
+        return FaastSeq2Seq(source, **options).fit(*told)
 
     twin = fresh()
     expected = {ask(twin)}

@@ -493,6 +493,8 @@ def test_a_singular_matrix_is_made_regular_by_the_least_share_that_will_do():
 TEXTS = ["the cat sat on the mat", "dogs", "red houses and blue trees far away from the two dogs", "I ran", "two"] * 7
 PAIRS = ["the cat sat", "dog ran far", "red green", "one two three", "a house"] * 7
 ANSWERS = ["the mat", "away", "blue tree", "one", "green house"] * 7
+CHOICES = ["cat", "dog ran", "house"]
+CHOSEN = [CHOICES[i % 5 % 3] for i in range(35)]
 
 
 def classifier_bits(options=None):
@@ -507,7 +509,7 @@ def text_bits():
 
 
 def answer_bits(folder):
-    seq2seq = FaastSeq2Seq(f"hf:{folder}", device="cpu", choices=["cat", "dog ran", "house"]).fit(PAIRS, ANSWERS)
+    seq2seq = FaastSeq2Seq(f"hf:{folder}", device="cpu", choices=CHOICES).fit(PAIRS, CHOSEN)
     return seq2seq.choice_log_probabilities(PAIRS[:5]).tobytes().hex()
 
 
@@ -560,11 +562,11 @@ def test_batches_of_any_size_give_the_features_of_one_at_a_time(name):
 def test_batches_of_any_size_give_one_language_model(tiny_folder):
     found = []
     for size in (1, 2, 7, 32):
-        seq2seq = FaastSeq2Seq(
-            f"hf:{tiny_folder('llama')}", device="cpu", batch_size=size, choices=["cat", "dog ran", "house"]
-        ).fit(PAIRS, ANSWERS)
+        seq2seq = FaastSeq2Seq(f"hf:{tiny_folder('llama')}", device="cpu", batch_size=size, choices=CHOICES).fit(
+            PAIRS, CHOSEN
+        )
         found.append(seq2seq.choice_log_probabilities(PAIRS[:5]))
-        assert seq2seq.condition_ == pytest.approx(5.9, rel=0.1)
+        assert seq2seq.condition_ == pytest.approx(47.1, rel=0.1)
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-4)
 

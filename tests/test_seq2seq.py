@@ -28,6 +28,11 @@ def opened(name, **options):
     return model, tiny_tokenizer(kind, **options)
 
 
+def chosen(data, choices):
+    """The same sources, with targets among choices."""
+    return data[0], [choices[i % len(choices)] for i in range(len(data[0]))]
+
+
 def pairs(n, seed=0, *, noise=0.2, ragged=False):
     """Sources of words, and targets of which the last word mostly follows from the last one of the source."""
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """How likely a language model finds each of some answers."""
 
 import copy
+import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Set
 
@@ -8,11 +9,11 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.base import Batch, frozen, publish
-from faast_sklearn.errors import BackboneError, InputError
+from faast_sklearn.errors import BackboneError, InputError, shortened
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.running import Runner
 
-__all__ = ["ChoiceScorer", "deciding_tokens"]
+__all__ = ["ChoiceScorer", "deciding_tokens", "refuse_other_targets"]
 
 # For a batch of the default size, how many logits and how many cached tokens may exist at once.
 _MOST_LOGITS = 2**26
@@ -207,6 +208,33 @@ def _checked(choices):
             raise InputError(f"choices[{k}] is {choice!r} again; each choice may be there once.")
         seen.add(choice)
     return [str(choice) for choice in choices]
+
+
+def refuse_other_targets(targets, choices):
+    """Raise InputError for the first target that is none of the choices; the message names the nearest one.
+
+    Parameters
+    ----------
+    targets : sequence of str
+    choices : sequence of str
+
+    Examples
+    --------
+    >>> from faast_sklearn.language.choices import refuse_other_targets
+    >>> refuse_other_targets(["good", "Bad"], ["good", "bad"])
+    Traceback (most recent call last):
+    ...
+    faast_sklearn.errors.InputError: y[1] is 'Bad', which is none of choices; the nearest is 'bad'.
+    """
+    choices = _checked(choices)
+    known = set(choices)
+    for i, target in enumerate(targets):
+        if target not in known:
+            alike = [choice for choice in choices if choice.strip().casefold() == target.strip().casefold()]
+            nearest = [*alike, *difflib.get_close_matches(target, choices, n=1, cutoff=0.0)][0]
+            raise InputError(
+                f"y[{i}] is {shortened(target)}, which is none of choices; the nearest is {shortened(nearest)}."
+            )
 
 
 def deciding_tokens(prompts, choices):
