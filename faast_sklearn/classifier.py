@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.accumulation import accumulate, labelled_features
@@ -24,6 +25,7 @@ from faast_sklearn.persistence.not_saved import NotSaved
 from faast_sklearn.persistence.records import CLASSIFIER
 from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.refinement import refine_while_it_helps
+from faast_sklearn.sources import as_indexable, is_dataset
 from faast_sklearn.targets import check_labels, union_of_labels
 from faast_sklearn.turns import changing
 from faast_sklearn.values import check_values, class_values
@@ -331,6 +333,28 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
             Rows sum to one, columns are ``classes_``, the argmax is :meth:`predict`.
         """
         return np.exp(self.predict_log_proba(X))
+
+    def score(self, X, y=None, sample_weight=None):
+        """Return the accuracy of :meth:`predict`.
+
+        Parameters
+        ----------
+        X : samples
+            As in :meth:`predict`.
+        y : array-like of shape (n,), default=None
+            Labels; None for datasets that bring their own.
+        sample_weight : array-like of shape (n,), optional
+
+        Returns
+        -------
+        float
+            Share of the samples, or of their weight, that is predicted right.
+        """
+        if y is None and is_dataset(X):
+            X = as_indexable(X)
+            y = X.labels()
+        y = y if y is None else check_labels(y, "y")  # scikit-learn has a message of its own for that
+        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
     def predict_log_proba(self, X):
         """Return the logarithm of ``predict_proba``.
@@ -661,6 +685,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = self._reads_rows()
+        tags.input_tags.positive_only = self.backbone is None and self.normalize == "sqrt"
         return tags
 
 

@@ -17,6 +17,7 @@ from faast_sklearn.batching import check_batch_size, stream_features
 from faast_sklearn.caching import as_cache
 from faast_sklearn.caching.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
 from faast_sklearn.caching.stream import stream_cached
+from faast_sklearn.columns import vectors_in
 from faast_sklearn.device import moments_device, resolve_device, resolve_dtype
 from faast_sklearn.errors import FaastError, InputError, NonFiniteError, SavedFileWarning, shortened
 from faast_sklearn.inputs import as_samples, count_samples, refuse_single
@@ -208,6 +209,7 @@ def _check_columns(estimator, n_columns, reset):
 def _validated_table(estimator, X, reset, dtype):
     """Check a table as scikit-learn does, with its messages; finiteness apart, which names the row."""
     refuse_single(X, "tensor")
+    X = vectors_in(X)
     _refuse_kinds(X)
     try:
         return validate_data(estimator, X, reset=reset, dtype=dtype, ensure_all_finite=False)
@@ -329,8 +331,8 @@ class FrozenBackboneMixin:
 
     def _reads_rows(self):
         """Whether X may be a plain two-dimensional array: without a backbone, or with a module that takes arrays."""
-        backbone = getattr(self.backbone, "module", self.backbone)
-        return backbone is None or isinstance(backbone, torch.nn.Module)
+        # A handle of a named model has no module.
+        return self.backbone is None or isinstance(getattr(self.backbone, "module", self.backbone), torch.nn.Module)
 
     def _report(self, X, description):
         return Report(verbose=self.verbose, description=description, total=count_samples(X))

@@ -99,7 +99,7 @@ class FeatureMap:
         if self.normalize == "sqrt":
             if not self.accepts(X):
                 raise InputError(
-                    "normalize='sqrt' takes square roots of features, and some are negative; use normalize=True or "
+                    "Negative values in data: normalize='sqrt' takes square roots of features; use normalize=True or "
                     "'auto'."
                 )
             X = unit_rows(_float64(X) ** 0.5)

@@ -1,11 +1,12 @@
 """BackboneFeatures: the features of a frozen backbone, as a transformer."""
 
+import copy
 from contextlib import closing
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.exceptions import NotFittedError
 
 from faast_sklearn.backbones import as_handle
 from faast_sklearn.errors import InputError
@@ -23,8 +24,8 @@ class BackboneFeatures(
 ):
     """Features of a frozen pretrained backbone, as a scikit-learn transformer.
 
-    Nothing is learnt: ``fit`` opens the backbone, ``transform`` runs it. To train a linear head on the features use
-    :class:`~faast_sklearn.FaastClassifier` directly, which never stores them.
+    Nothing is learnt: ``fit`` opens the backbone, ``transform`` runs it, also without ``fit``. To train a linear head
+    on the features use :class:`~faast_sklearn.FaastClassifier` directly, which never stores them.
 
     Parameters
     ----------
@@ -120,7 +121,40 @@ class BackboneFeatures(
         InputError, NonFiniteError, OutOfMemoryError
             With the sample they are about; see :mod:`faast_sklearn.errors`.
         """
-        check_is_fitted(self)
+        if "n_features_out_" not in self.__dict__:
+            return copy.copy(self).fit(X)._features(X)
+        return self._features(X)
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the features, ``backbonefeatures0`` and so on.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of what is read; used only to be checked, where X is a table of numbers.
+
+        Returns
+        -------
+        ndarray of shape (d,), object
+
+        Raises
+        ------
+        ValueError
+            If X is a table and has not as many columns.
+        sklearn.exceptions.NotFittedError
+            Before ``fit``, if the backbone is a module in memory that has to run to say how many features it gives.
+        """
+        known = self
+        if "n_features_out_" not in self.__dict__:
+            source = copy.copy(self)._open_source(reset=True)
+            if source.n_features is None:
+                raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
+            known = copy.copy(self)
+            known._n_features_out = source.n_features
+        # Names of what is no table of numbers are those of columns of images or texts.
+        return super(BackboneFeatures, known).get_feature_names_out(input_features if self._reads_rows() else None)
+
+    def _features(self, X):
         self._check_params()
         source = self._open_source(reset=False)
         samples = source.samples(X)
@@ -141,11 +175,11 @@ class BackboneFeatures(
             raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "n_features_out_")
+        return True
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.requires_fit = True
+        tags.requires_fit = False
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.two_d_array = self._reads_rows()
         return tags

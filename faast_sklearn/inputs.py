@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Set
 import numpy as np
 import torch
 
+from faast_sklearn.columns import without_arrow
 from faast_sklearn.errors import InputError, shortened
-from faast_sklearn.sources import as_indexable, is_dataset
+from faast_sklearn.sources import as_indexable, is_dataset, is_hf_dataset, labelled_batches
 
 __all__ = ["as_samples", "count_samples", "iter_chunks", "name_sample", "refuse_single"]
 
@@ -58,6 +59,7 @@ def as_samples(X, modality):
     faast_sklearn.errors.InputError: X[1] is None, expected str; drop such samples or fill them with ''.
     """
     refuse_single(X, modality)
+    X = without_arrow(X)
     if is_dataset(X):
         samples = as_indexable(X)
     elif hasattr(X, "columns") and np.ndim(X) == 2:
@@ -105,8 +107,11 @@ def refuse_single(X, modality):
         raise InputError(f"X is one {type(X).__name__}, {expected}; {remedy}.")
     if isinstance(X, Set):
         raise InputError(f"X is a {type(X).__name__}, {expected}; a set has no order, so pass a list.")
-    if isinstance(X, Mapping):
-        raise InputError(f"X is a {type(X).__name__} with keys {list(X)[:8]}, {expected}; choose one, as in X['KEY'].")
+    if isinstance(X, Mapping) and not hasattr(X, "toarray"):  # a sparse array by keys is a dict
+        raise InputError(
+            f"X is a {type(X).__name__} with keys {shortened(list(X)[:8], 120)}, {expected}; choose one, "
+            "as in X['KEY']."
+        )
     if _is_pil(X):
         raise InputError(f"X is one image, {expected}; put it into a list, [image].")
     if getattr(X, "shape", None) == ():
@@ -114,7 +119,9 @@ def refuse_single(X, modality):
     if not any(hasattr(X, name) for name in ("__iter__", "__getitem__", "__array__")) or isinstance(X, type):
         raise InputError(f"X is a {type(X).__name__}, {expected}.")
     if hasattr(X, "toarray"):
-        raise InputError(f"X is sparse, {expected}; pass X.toarray().")
+        raise InputError(
+            f"X is sparse, {expected}; pass X.toarray(), or reduce it, as TruncatedSVD(100) does in a Pipeline."
+        )
     if isinstance(X, torch.Tensor) and X.layout != torch.strided:
         raise InputError(f"X is a sparse tensor, {expected}; pass X.to_dense().")
     if isinstance(X, torch.Tensor) and X.device.type == "meta":
@@ -259,7 +266,7 @@ def count_samples(X):
     >>> count_samples(["a", "b"]), count_samples(iter("ab"))
     (2, None)
     """
-    if isinstance(X, (str, bytes, Mapping)):
+    if isinstance(X, (str, bytes, Mapping)) and not hasattr(X, "toarray"):
         return None  # letters, bytes and columns are no samples
     shape = getattr(X, "shape", None)
     if shape is None and hasattr(X, "__array__"):
@@ -309,9 +316,16 @@ def iter_chunks(X, y=None, sample_weight=None):
     single = X is None or isinstance(X, no_batches) or getattr(X, "shape", None) == () or _is_pil(X)
     if single or count_samples(X) is not None:
         if y is None:
+            if isinstance(X, Mapping) and X:
+                raise InputError(
+                    f"X is a {type(X).__name__} with keys {shortened(list(X)[:8], 120)}; pass one of them, as in "
+                    f"X[{shortened(next(iter(X)))}], and y where it has no labels of its own."
+                )
             raise InputError("This estimator requires y to be passed, but the target y is None.")
         yield _checked_chunk(X, y, sample_weight)
         return
+    if is_hf_dataset(X) and y is None and sample_weight is None:
+        X = labelled_batches(X)
     if not isinstance(X, Iterable):
         raise InputError(f"X is a {type(X).__name__}; expected samples or an iterable of (X, y) batches.")
     if y is not None or sample_weight is not None:

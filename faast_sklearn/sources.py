@@ -11,7 +11,7 @@ import torch
 
 from faast_sklearn.errors import InputError, shortened
 
-__all__ = ["IndexableDataset", "as_indexable", "image_folder"]
+__all__ = ["IndexableDataset", "as_indexable", "image_folder", "is_dataset", "labelled_batches", "refuse_unlabelled"]
 
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 _MOST_NAMED = 8
@@ -191,10 +191,49 @@ def is_hf_dataset(X):
 def is_dataset(X):
     """Whether X yields samples, possibly with labels, by position, but is no plain sequence or array."""
     if is_hf_dataset(X):
-        return hasattr(X, "__getitem__")
+        return hasattr(type(X), "__len__")  # one that streams has none
     return isinstance(X, IndexableDataset) or (
         isinstance(X, torch.utils.data.Dataset) and hasattr(type(X), "__len__") and not isinstance(X, Mapping)
     )
+
+
+def refuse_unlabelled(labels, name):
+    """Raise InputError for the -1 that stands for no label in a ``ClassLabel`` column of a Hugging Face dataset."""
+    without = np.flatnonzero(np.asarray(labels) == -1)
+    if len(without):
+        raise InputError(
+            f"{name}[{without[0]}] is -1, which means 'unlabelled' in a ClassLabel column ({len(without)} samples); "
+            f"drop such samples, as in dataset.filter(lambda row: row[{name!r}] >= 0)."
+        )
+
+
+def labelled_batches(stream, size=256):
+    """Yield samples and labels of a Hugging Face dataset that streams, some at a time.
+
+    Raises
+    ------
+    InputError
+        If it does not say which column holds the samples and which the labels, or a label is missing.
+    """
+    features = stream.features
+    if features is None:
+        raise InputError(
+            f"X is a {type(stream).__name__} that does not say what its columns are; pass batches of two of them, "
+            "((rows['text'], rows['label']) for rows in X.batch(256))."
+        )
+    column, label = _hf_columns(stream, None, None)
+    if label is None:
+        raise InputError(
+            f"X has no label column among {list(features)}; pass batches, ((rows[{column!r}], rows['LABEL']) for rows "
+            "in X.batch(256))."
+        )
+    for rows in stream.batch(size):
+        if type(features[label]).__name__ == "ClassLabel":
+            refuse_unlabelled(rows[label], label)
+        if isinstance(rows[label][0], (list, np.ndarray)):  # it streams batches already
+            yield from zip(rows[column], rows[label], strict=True)
+        else:
+            yield rows[column], rows[label]
 
 
 def _hf_columns(dataset, column, label):
@@ -310,7 +349,10 @@ class IndexableDataset:
                     f"The dataset has no label column among {list(dataset.column_names)}; "
                     "pass y, or as_indexable(dataset, label='NAME')."
                 )
-            return dataset.with_format("numpy", columns=[self.label])[self.label][:]
+            found = dataset.with_format("numpy", columns=[self.label])[self.label][:]
+            if type(dataset.features[self.label]).__name__ == "ClassLabel":
+                refuse_unlabelled(found[self.positions], self.label)
+            return found
         if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
             return dataset.tensors[1].cpu()
         if isinstance(dataset, torch.utils.data.Subset):

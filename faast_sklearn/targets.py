@@ -8,7 +8,9 @@ import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from faast_sklearn.columns import column_array
 from faast_sklearn.errors import InputError, shortened
+from faast_sklearn.sources import refuse_unlabelled
 
 __all__ = ["balanced_factors", "check_labels", "named_weights", "row_weights", "union_of_labels"]
 
@@ -46,7 +48,14 @@ def check_labels(y, name):
         raise InputError("This estimator requires y to be passed, but the target y is None.")
     if isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "biuU" and len(y):
         return y  # nothing can be wrong with these, and checking costs more than learning a few rows
-    if isinstance(y, (str, bytes, Mapping, Set, Iterator)):
+    column = getattr(y, "column_name", None)  # of a Hugging Face dataset
+    if column is not None and type(getattr(y.source, "features", {}).get(column)).__name__ == "ClassLabel":
+        y = np.asarray(y[:])
+        refuse_unlabelled(y, column)
+    y = column_array(_only_column(y), name, _DROP)
+    if isinstance(y, np.ndarray) and y.dtype.kind == "T":  # numpy's strings of any length
+        y = y.astype(object)
+    if isinstance(y, (str, bytes, Mapping, Set, Iterator)) and not hasattr(y, "toarray"):
         raise InputError(f"{name} is one {type(y).__name__}; pass a list or array of labels, one for each sample.")
     if hasattr(y, "toarray"):
         raise InputError(f"{name} is sparse; pass {name}.toarray().ravel().")
@@ -76,6 +85,13 @@ def check_labels(y, name):
         # Some messages of scikit-learn have the whole array behind their first line.
         message = str(error).partition("\n")[0]
         raise InputError(message.replace("y should", f"{name} should", 1)) from error
+    return y
+
+
+def _only_column(y):
+    """Return the column of a table of one, which keeps its type; anything else as it is."""
+    if hasattr(y, "columns") and getattr(y, "shape", ())[1:] == (1,):
+        return y.column(0) if hasattr(y, "column_names") else y[y.columns[0]]
     return y
 
 

@@ -743,7 +743,7 @@ def not_fitted():
     ):
         methods = {
             FaastClassifier: [*ASK, "predict_log_proba", "novelty_score", "score", "forget"],
-            BackboneFeatures: ["transform", "get_feature_names_out"],
+            BackboneFeatures: ["get_feature_names_out"],
             FaastSeq2Seq: ["forget", "save_folded"],
         }[cls]
         for method in methods:

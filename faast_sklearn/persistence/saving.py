@@ -68,6 +68,10 @@ def save(estimator, path, *, moments=True, backbone=False):
     if folder is not None:
         if folder.is_file():
             raise SavedFileError(f"{text!r} is a file; with the backbone's weights it takes a folder.")
+        if not folder.absolute().parent.is_dir():
+            raise FileNotFoundError(
+                f"the folder {str(folder.absolute().parent)!r} does not exist; make it first, or choose another."
+            )
         folder.mkdir(exist_ok=True)
     out = Sink(moments, folder if backbone else None)
     node = pack_estimator(estimator, out)
