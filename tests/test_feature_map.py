@@ -96,7 +96,7 @@ def test_expansion_is_taken_where_it_helps_and_only_there():
 
 def test_a_negative_feature_refuses_the_square_root():
     rows = X - 1.0
-    with pytest.raises(InputError, match="some are negative"):
+    with pytest.raises(InputError, match="Negative values in data"):
         FaastClassifier(normalize="sqrt").fit(rows, Y)
     clf = FaastClassifier(normalize="auto").fit(X[:300], Y[:300])
     assert len(clf._compiled.learnt.moments) == 3

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.fingerprints import fingerprint
-from faast_sklearn.errors import BackboneError
+from faast_sklearn.errors import BackboneError, FaastError, shortened
 
-__all__ = ["Backbone", "Batch", "frozen", "publish"]
+__all__ = ["Backbone", "Batch", "alike", "frozen", "publish", "random_state", "refuse_random", "run_on_probe"]
 
 # Attributes of a backbone that its features do not depend on, or that change while it runs.
-_DECIDE_NOTHING = ("default_batch_size", "device", "license", "n_features", "source")
+_DECIDE_NOTHING = ("_probed", "default_batch_size", "device", "license", "n_features", "source")
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,60 @@ def frozen(module):
                 for part in state[1]:
                     part.training = True
                 state[1] = []
+
+
+def run_on_probe(name, what, run):
+    """Return what a model gives for a first sample; raise BackboneError, with the reason, if it cannot read it."""
+    try:
+        return run()
+    except (FaastError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = shortened(f"{type(error).__name__}: {error}", most=200, quoted=False)
+        raise BackboneError(
+            f"{name} gives no features of {what} by itself ({reason}); use another model, or pass (module, preprocess) "
+            "with a module that does."
+        ) from error
+
+
+def refuse_random(name, run):
+    """Raise BackboneError if two passes over the same sample differ by more than rounding.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    run : callable
+        Returns the features of one pass, a tensor.
+
+    Returns
+    -------
+    torch.Tensor
+        What the first pass gave.
+    """
+    one, other = run().float(), run().float()
+    if one.shape != other.shape or not alike(one, other):
+        raise BackboneError(
+            f"{name} draws at random also in eval mode (masks, noise, dropout), so that its features are noise: two "
+            "passes over one sample differ. Use a model without it; masked autoencoders of transformers mask nothing "
+            "with model.config.mask_ratio = 0 (or in config.json)."
+        )
+    return one
+
+
+def random_state(device):
+    """Return what changes when a pass on ``device`` draws random numbers of torch's own generators."""
+    state = [torch.get_rng_state()]
+    module = getattr(torch, device.type, None)
+    if device.type != "cpu" and hasattr(module, "get_rng_state"):
+        state.append(module.get_rng_state(device) if device.type != "mps" else module.get_rng_state())
+    return torch.cat([part.cpu() for part in state])
+
+
+def alike(one, other):
+    """Whether two tensors of features are the same but for rounding, also in half precision."""
+    scale = max(float(one.float().norm()), float(other.float().norm()))
+    return not scale or not float((one.float() - other.float()).norm()) > 0.01 * scale
 
 
 def publish(features):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from faast_sklearn.backbones.language_model import language_model_in_memory
-from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module
+from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module, unwrapped
 from faast_sklearn.backbones.opened import open_once
 from faast_sklearn.backbones.optional import explain_imports
 from faast_sklearn.backbones.registry import (
@@ -189,7 +189,9 @@ def backbone(spec, **options):
         ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, ``"PREFIX:NAME"`` of a
         registered one, a local folder or GGUF file, or a module in memory. If a path exists,
         nothing is looked up on a hub. A module without ``preprocess`` reads arrays and tensors
-        whose rows are stacked; with one it reads images (or what ``modality=`` says).
+        whose rows are stacked; with one it reads images (or what ``modality=`` says). A timm model and a
+        ``SentenceTransformer`` bring their own; a model of transformers comes with its tokenizer or image
+        processor. What is compiled, or wrapped for several devices, counts as the module inside.
     **options
         timm: ``weights``, ``pretrained``, ``image_size``, ``pooling``. hf: ``pooling``,
         ``max_length``, ``truncation``, ``layer``, ``tower``, ``revision``, ``local_files_only``,
@@ -229,6 +231,7 @@ def backbone(spec, **options):
         return BackboneHandle(spec.spec, _options({**spec.options, **options}), spec.module, spec.preprocess)
     module, preprocess = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, None)
     if isinstance(module, torch.nn.Module):
+        module = unwrapped(module)
         _check_options(options, _MODULE_OPTIONS, type(module).__name__)
         return BackboneHandle(None, _options(options), module, preprocess)
     if not isinstance(spec, (str, os.PathLike)):

@@ -100,6 +100,9 @@ class Source:
         if self.gguf_file is not None:
             with self._explain("weights"), quiet_transformers(), self._parsed_once():
                 return self._gguf(config, dtype, auto)
+        name = (config.architectures or [""])[0]
+        if auto == "AutoModel" and name.endswith("EncoderModel") and hasattr(self.transformers, name):
+            auto = name  # an encoder that was saved without its decoder
         module, report = self._load(auto, "weights", dtype=dtype, config=config, output_loading_info=True)
         # Poolers, and without a head decoders, are not used.
         encoder = "encoder." if auto == "AutoModel" and getattr(config, "is_encoder_decoder", False) else ""

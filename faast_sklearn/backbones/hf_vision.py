@@ -99,7 +99,7 @@ class _EitherReader(ImageBackbone):
         self.module, self.device, self.dtype = module, device, dtype
         self.default_batch_size = 16 if device.type == "cpu" else 128
         self.settings = (str(reader.to_dict()),)
-        self.n_features = self.forward(self.collate([read_image(torch.zeros(3, 32, 32))])).shape[1]
+        self.n_features = self._probe((32, 32))
 
     def load(self, sample):
         return super().load(sample) if self.processor is None else rounded(read_image(sample))  # processors take bytes
@@ -196,12 +196,15 @@ class DualBackbone(_EitherReader):
     reader : ImageTransform or image processor
     device : torch.device
     dtype : torch.dtype
-    text : TextTower
+    text : TextTower or None
         On the same module.
+    missing : BackboneError, default=None
+        Why there is none.
     """
 
-    def __init__(self, module, reader, device, dtype, text):
+    def __init__(self, module, reader, device, dtype, text, missing=None):
         self.text = text
+        self.missing = None if missing is None else str(missing)
         super().__init__(module, reader, device, dtype)
 
     @property
@@ -225,4 +228,6 @@ class DualBackbone(_EitherReader):
         -------
         tensor of shape (len(texts), n_features)
         """
+        if self.text is None:
+            raise BackboneError(f"names of classes cannot be read: {self.missing}")
         return self.text.embed_text(texts)

@@ -4,11 +4,11 @@ from faast_sklearn.backbones.hf_loading import Source
 from faast_sklearn.backbones.hf_vision import DualBackbone, TextTower, VisionBackbone, image_reader
 from faast_sklearn.backbones.language_model import LanguageModel, refuse_feature_options
 from faast_sklearn.backbones.published import load_published, published_settings
-from faast_sklearn.backbones.sentence_transformers import SentenceSettings, read_sentence_settings
+from faast_sklearn.backbones.sentence_transformers import SentenceSettings, read_sentence_settings, settings_of
 from faast_sklearn.backbones.text import TextBackbone, token_limit
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["HuggingFaceBackbone", "model_kind"]
+__all__ = ["HuggingFaceBackbone", "language_head", "model_kind"]
 
 
 _DEFAULTS = {"pooling": "auto", "max_length": None, "truncation": "warn", "layer": None, "tower": "image"}
@@ -42,19 +42,80 @@ def model_kind(config):
     if kind in auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "dual"
     if hasattr(config, "vision_config"):
-        raise BackboneError(f"{kind!r} models generate text from images; use an image encoder or a dual encoder.")
-    if getattr(config, "vocab_size", None) is None:
-        if hasattr(config, "num_channels") or hasattr(config, "image_size") or kind == "timm_wrapper":
-            return "image"
-        raise BackboneError(f"{kind!r} models are neither image nor text models.")
+        raise BackboneError(
+            f"{kind!r} models generate text from images; use an image encoder or a dual encoder here. FaastSeq2Seq "
+            "takes them for text."
+        )
     if kind in auto.MODEL_FOR_CTC_MAPPING_NAMES or kind in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         raise BackboneError(f"{kind!r} models read audio, which is not supported.")
+    # Some image models have a vocabulary too, of visual words.
+    image = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    image = image and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if image or getattr(config, "vocab_size", None) is None:
+        if image or hasattr(config, "num_channels") or hasattr(config, "image_size") or kind == "timm_wrapper":
+            return "image"
+        raise BackboneError(f"{kind!r} models are neither image nor text models.")
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     # BERT and its kin are registered as language models too; a masked one is an encoder unless told otherwise.
     masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture.endswith("ForCausalLM")
     return "decoder" if causal and not masked else "encoder"
+
+
+def language_head(config):
+    """Name the class that loads a language model with its head, also of one that reads images too.
+
+    Parameters
+    ----------
+    config : transformers.PretrainedConfig
+
+    Returns
+    -------
+    str or None
+        None if the model writes no text.
+
+    Raises
+    ------
+    BackboneError
+        As :func:`model_kind`.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    if hasattr(config, "vision_config") and config.model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "AutoModelForImageTextToText"
+    return _HEADS.get(model_kind(config))
+
+
+def _features_module(module, config):
+    """Return the part of a model of transformers that gives features: what ``AutoModel`` opens from its folder.
+
+    Raises
+    ------
+    BackboneError
+        If there is no such part.
+    """
+    from transformers import MODEL_MAPPING
+
+    try:
+        wanted = MODEL_MAPPING[type(config)]
+    except KeyError:
+        wanted = ()
+    if wanted and isinstance(module, wanted):
+        return module
+    inside = next((part for part in module.modules() if wanted and isinstance(part, wanted)), None)
+    if inside is not None:
+        return inside
+    name = type(module).__name__
+    if "For" not in name and not name.endswith("LMHeadModel"):  # a model without a task: an encoder of a pair, say
+        return module
+    base = module.base_model
+    if base is module:
+        named = " or ".join(cls.__name__ for cls in (wanted if isinstance(wanted, tuple) else (wanted,))) or "AutoModel"
+        raise BackboneError(
+            f"{name} has a task's output and no features by themselves; pass a {named} of transformers."
+        )
+    return base
 
 
 class HuggingFaceBackbone:
@@ -184,13 +245,13 @@ class HuggingFaceBackbone:
         published = _published(source, base_config, dtype)
         if published is None:
             config = source.config()
-            kind = model_kind(config)
-            if kind not in _HEADS:
+            head = language_head(config)
+            if head is None:
                 raise BackboneError(
-                    f"{source.name!r} is a {config.model_type!r} model, of kind {kind!r}, which writes no text; this "
-                    "needs a causal or encoder-decoder language model such as 'bundled:smollm2-135m'."
+                    f"{source.name!r} is a {config.model_type!r} model, of kind {model_kind(config)!r}, which writes "
+                    "no text; this needs a causal or encoder-decoder language model such as 'bundled:smollm2-135m'."
                 )
-            module, tokenizer, readouts = source.model(config, dtype, _HEADS[kind]), source.tokenizer(), None
+            module, tokenizer, readouts = source.model(config, dtype, head), source.tokenizer(), None
         else:
             module, tokenizer = published.module, published.tokenizer
             readouts = published.readouts.to(device, dtype)
@@ -199,7 +260,7 @@ class HuggingFaceBackbone:
         return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, gguf=gguf, readouts=readouts)
 
     @classmethod
-    def from_memory(cls, module, preprocess, *, device, dtype, **options):
+    def from_memory(cls, module, preprocess, *, device, dtype, settings=None, **options):
         """Wrap a transformers model that is already in memory.
 
         Parameters
@@ -209,6 +270,7 @@ class HuggingFaceBackbone:
         preprocess : tokenizer, image processor or processor
         device : torch.device
         dtype : torch.dtype
+        settings : SentenceSettings, default=None
         **options
             ``pooling``, ``max_length``, ``truncation``, ``layer``, ``tower`` as in :meth:`open`.
 
@@ -226,12 +288,41 @@ class HuggingFaceBackbone:
         config = module.config
         kind = model_kind(config)
         _check_options(kind, options)
-        module = module.base_model
+        module = _features_module(module, config)
         if kind == "encoder-decoder":
             module = module.get_encoder()
-        tokenizer = getattr(preprocess, "tokenizer", preprocess)
-        processor = getattr(preprocess, "image_processor", preprocess)
-        return wrap(module, config, lambda: tokenizer, lambda: processor, device, dtype, options, None)
+        name = type(module).__name__
+        tokenizer = _part(preprocess, "tokenizer", _is_tokenizer, f"backbone=({name}, tokenizer)")
+        processor = _part(preprocess, "image_processor", _is_image_processor, f"backbone=({name}, image_processor)")
+        return wrap(module, config, tokenizer, processor, device, dtype, options, settings)
+
+    @classmethod
+    def from_sentence_transformer(cls, model, *, device, dtype, **options):
+        """Wrap a ``SentenceTransformer`` that is already in memory, as its saved folder is opened.
+
+        Parameters
+        ----------
+        model : sentence_transformers.SentenceTransformer
+            On ``device``, in ``dtype``.
+        device : torch.device
+        dtype : torch.dtype
+        **options
+            As in :meth:`from_memory`; with ``pooling`` the steps after the model are left out.
+
+        Returns
+        -------
+        Backbone
+        """
+        reader = next(iter(model.children()), None)
+        if not hasattr(model, "encode") or not hasattr(reader, "auto_model") or not hasattr(reader, "tokenizer"):
+            raise BackboneError(
+                f"{type(model).__name__} is no SentenceTransformer of a text model with a tokenizer; pass one, or "
+                "(model, tokenizer or image processor) of transformers."
+            )
+        settings = settings_of(model, dtype) if options.get("pooling", "auto") == "auto" else None
+        return cls.from_memory(
+            reader.auto_model, reader.tokenizer, device=device, dtype=dtype, settings=settings, **options
+        )
 
 
 def _published(source, base_config, dtype):
@@ -243,6 +334,30 @@ def _published(source, base_config, dtype):
     if base_config is not None and (source.gguf_file is not None or source.fetch("config.json") is not None):
         raise TypeError(f"base_config= is for published FAAST checkpoints, and {source.name!r} is none.")
     return None
+
+
+def _part(preprocess, name, fits, remedy):
+    """Return a function that gives a part of a processor, or the processor that is one; and raises if there is none."""
+
+    def part():
+        for found in (preprocess, getattr(preprocess, name, None)):
+            if found is not None and fits(found):
+                return found
+        raise BackboneError(
+            f"{type(preprocess).__name__} is no {name.replace('_', ' ')}, which this model needs; pass {remedy}."
+        )
+
+    return part
+
+
+def _is_tokenizer(thing):
+    return hasattr(thing, "convert_ids_to_tokens")
+
+
+def _is_image_processor(thing):
+    return (
+        callable(thing) and not _is_tokenizer(thing) and not hasattr(thing, "tokenizer") and hasattr(thing, "to_dict")
+    )
 
 
 def _check_options(kind, options):
@@ -280,12 +395,21 @@ def wrap(module, config, tokenizer, image_processor, device, dtype, options, set
     if kind == "dual":
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config.text_config
         text_config = getattr(config, "text_config", text_config)
-        tokens = tokenizer()
-        limit = token_limit(module, tokens, text_config, options["max_length"])
-        text = TextTower(module, tokens, device, dtype, pooling="last", limit=limit, truncation=options["truncation"])
+        text, missing = None, None
+        try:
+            tokens = tokenizer()
+        except BackboneError as error:  # the image side does without
+            if options["tower"] == "text":
+                raise
+            missing = error
+        if missing is None:
+            limit = token_limit(module, tokens, text_config, options["max_length"])
+            text = TextTower(
+                module, tokens, device, dtype, pooling="last", limit=limit, truncation=options["truncation"]
+            )
         if options["tower"] == "text":
             return text
-        return DualBackbone(module, image_reader(image_processor()), device, dtype, text)
+        return DualBackbone(module, image_reader(image_processor()), device, dtype, text, missing)
     tokens = tokenizer()
     pooling = options["pooling"]
     if pooling == "auto":
@@ -302,6 +426,7 @@ def wrap(module, config, tokenizer, image_processor, device, dtype, options, set
         layer=options["layer"],
         head=settings.head,
         prompt=settings.prompt,
+        pool_prompt=settings.include_prompt,
         lower=settings.lower,
         causal=kind == "decoder",
     )

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
+from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish, refuse_random, run_on_probe
 from faast_sklearn.backbones.image_reading import read_image
 from faast_sklearn.errors import InputError
 
@@ -140,8 +140,14 @@ class ImageBackbone(Backbone):
         else:
             self.default_batch_size = int(min(512, max(8, 128 * 224 * 224 // (size[0] * size[1]))))
         self.settings = (transform,)
-        probe = self.load(np.zeros((*size, 3), dtype=np.uint8))
-        self.n_features = self.forward(self.collate([probe])).shape[1]
+        self.n_features = self._probe(size)
+
+    def _probe(self, size):
+        """Return the width of the features; refuse a model that gives none, or others in each pass."""
+        stripes = np.arange(size[0] * size[1] * 3, dtype=np.uint32).reshape(*size, 3) % 251
+        batch = self.collate([self.load(stripes.astype(np.uint8))])
+        name = type(self.module).__name__
+        return run_on_probe(name, "images", lambda: refuse_random(name, lambda: self.forward(batch))).shape[1]
 
     def load(self, sample):
         """Read one image as a tensor of shape (1 or 3, h, w), uint8 or float32, from 0 to 255."""

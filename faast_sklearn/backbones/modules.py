@@ -6,12 +6,39 @@ import itertools
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
+from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish, random_state, refuse_random
 from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
 from faast_sklearn.backbones.image_reading import open_image, read_image, rounded
+from faast_sklearn.backbones.timm_models import TimmBackbone
 from faast_sklearn.errors import BackboneError, InputError
 
-__all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module", "place_module"]
+__all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module", "place_module", "unwrapped"]
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+
+
+def unwrapped(module):
+    """Return the module inside of what ``torch.compile``, ``DataParallel``, DDP, FSDP or a PEFT adapter put around it.
+
+    Raises
+    ------
+    BackboneError
+        If what is around it takes part in the pass, as learnt prompts of PEFT do.
+    """
+    while True:
+        if type(module).__name__ in _WRAPPERS and isinstance(getattr(module, "module", None), torch.nn.Module):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), torch.nn.Module):
+            module = module._orig_mod
+        elif hasattr(module, "peft_config") and hasattr(module, "get_base_model"):
+            if getattr(module.active_peft_config, "is_prompt_learning", False):
+                raise BackboneError(
+                    f"{type(module).__name__} puts prompts that it has learnt in front of each input, which are no "
+                    "part of the model; pass the base model, or an adapter that changes weights (LoRA)."
+                )
+            module = module.get_base_model()  # in which the adapter's layers are
+        else:
+            return module
 
 
 def module_dtype(module):
@@ -86,15 +113,31 @@ def open_module(module, preprocess=None, *, device, dtype, modality=None, **opti
         If it must be copied but cannot be.
     """
     module = place_module(module, device, dtype)
-    if _is_transformers(module) and _is_transformers(preprocess):
+    if _is_of("sentence_transformers", module):
+        if preprocess is not None:
+            raise BackboneError(f"{type(module).__name__} reads texts by itself; pass it alone.")
+        return HuggingFaceBackbone.from_sentence_transformer(module, device=device, dtype=dtype, **options)
+    if _is_of("transformers", module) and _is_of("transformers", preprocess):
         return HuggingFaceBackbone.from_memory(module, preprocess, device=device, dtype=dtype, **options)
     if options:
         raise TypeError(f"option {next(iter(options))!r} is for transformers models with their tokenizer or processor.")
+    if (
+        _is_of("timm", module)
+        and preprocess is None
+        and modality in (None, "image")
+        and hasattr(module, "pretrained_cfg")
+    ):
+        return TimmBackbone.wrap(module, device=device, dtype=dtype, in_memory=True)
+    if _is_of("transformers", preprocess):
+        raise BackboneError(
+            f"{type(preprocess).__name__} belongs to a model of transformers, and {type(module).__name__} is none; "
+            "pass (module, preprocess) with a function from one sample to a tensor, and modality='text' for texts."
+        )
     return ModuleBackbone(module, preprocess, device, dtype, modality)
 
 
-def _is_transformers(thing):
-    return any(base.__module__.split(".")[0] == "transformers" for base in type(thing).__mro__)
+def _is_of(library, thing):
+    return any(base.__module__.split(".")[0] == library for base in type(thing).__mro__)
 
 
 class ModuleBackbone(Backbone):
@@ -128,6 +171,8 @@ class ModuleBackbone(Backbone):
         self.n_features = None  # a bare module does not say what it reads, so the first batch decides
         self.default_batch_size = 32 if device.type == "cpu" else 256
         self.settings = (type(module).__qualname__, repr(preprocess))
+        self.remedy = _what_to_pass(module)
+        self._probed = False
 
     def load(self, sample):
         """Turn one sample into a tensor; without ``preprocess`` images are scaled to [0, 1]."""
@@ -155,7 +200,12 @@ class ModuleBackbone(Backbone):
     def forward(self, batch):
         """Run the module and reduce its output to one vector a sample."""
         with frozen(self.module):
-            output = _tensor(self.module(batch.inputs.to(self.device, non_blocking=True)))
+            inputs = batch.inputs.to(self.device, non_blocking=True)
+            before = None if self._probed else random_state(self.device)
+            output = _tensor(self.module(inputs))
+            if before is not None and not torch.equal(before, random_state(self.device)):
+                refuse_random(type(self.module).__name__, lambda: _pool(_tensor(self.module(inputs))))
+            self._probed = True
             if output.shape[:1] != (batch.size,) or not output.is_floating_point():
                 raise BackboneError(
                     f"{type(self.module).__name__} returned {output.dtype} of shape {tuple(output.shape)} for "
@@ -164,6 +214,14 @@ class ModuleBackbone(Backbone):
             features = _pool(output)
         self.n_features = features.shape[1]
         return publish(features)
+
+
+def _what_to_pass(module):
+    """Say what a module that reads arrays is to come with, to read images or texts."""
+    name = type(module).__name__
+    if _is_of("transformers", module):
+        return f"backbone=({name}, tokenizer) for texts, ({name}, image_processor) for images"
+    return f"backbone=({name}, preprocess) with a function from one sample to a tensor"
 
 
 def _pil(sample):

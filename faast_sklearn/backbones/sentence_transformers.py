@@ -6,7 +6,7 @@ import torch
 
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["SentenceSettings", "read_sentence_settings"]
+__all__ = ["SentenceSettings", "read_sentence_settings", "settings_of"]
 
 _POOLING_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -30,6 +30,8 @@ class SentenceSettings:
     prompt : str
     head : torch.nn.Sequential or None
         Dense layers and normalisation after the pooling.
+    include_prompt : bool
+        Whether the tokens of the prompt are pooled with the others.
     """
 
     def __init__(self):
@@ -38,6 +40,27 @@ class SentenceSettings:
         self.lower = False
         self.prompt = ""
         self.head = None
+        self.include_prompt = True
+
+    def finish(self, steps, truncate_dim):
+        """Take the steps after the pooling, and how many of the numbers are kept at last."""
+        if truncate_dim is not None:
+            steps = [*steps, _First(int(truncate_dim))]
+        if steps:
+            self.head = torch.nn.Sequential(*steps).eval().requires_grad_(False)
+        return self
+
+
+class _First(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return x[..., : self.size]
+
+    def extra_repr(self):
+        return str(self.size)
 
 
 class _Normalize(torch.nn.Module):
@@ -90,20 +113,85 @@ def read_sentence_settings(fetch, device, dtype):
     steps = []
     for entry in modules:
         kind, folder = entry["type"].rsplit(".", 1)[-1], entry.get("path", "")
+        config = _json(fetch(f"{folder}/config.json")) or {} if kind not in ("Transformer", "Dropout") else {}
         if kind == "Pooling":
-            settings.pooling = _pooling(_json(fetch(f"{folder}/config.json")) or {})
+            settings.pooling, settings.include_prompt = _pooling(config), bool(config.get("include_prompt", True))
         elif kind == "Normalize":
             steps.append(_Normalize())
         elif kind == "Dense":
-            steps += [_Upcast(dtype), _dense(fetch, folder).to(device=device, dtype=dtype)]
-        elif kind not in ("Transformer", "Dropout"):
+            steps += [_Upcast(dtype), _dense(config, _state(fetch, folder), folder).to(device=device, dtype=dtype)]
+        elif kind == "LayerNorm":
+            steps += [_Upcast(dtype), _layer_norm(_state(fetch, folder)).to(device=device, dtype=dtype)]
+        else:
+            _refuse_step(kind, transformer if kind == "Transformer" else {})
+        _refuse_wiring(kind, config)
+    return settings.finish(steps, prompts.get("truncate_dim"))
+
+
+def settings_of(model, dtype):
+    """Read what :func:`read_sentence_settings` does from a ``SentenceTransformer`` in memory.
+
+    Parameters
+    ----------
+    model : sentence_transformers.SentenceTransformer
+    dtype : torch.dtype
+
+    Returns
+    -------
+    SentenceSettings
+
+    Raises
+    ------
+    BackboneError
+        As :func:`read_sentence_settings`.
+    """
+    settings = SentenceSettings()
+    reader, *others = model.children()
+    settings.max_length = model.max_seq_length
+    settings.lower = bool(getattr(reader, "do_lower_case", False))
+    if getattr(model, "default_prompt_name", None):
+        settings.prompt = (model.prompts or {}).get(model.default_prompt_name) or ""
+    steps = []
+    for part in (reader, *others):
+        kind = type(part).__name__
+        config = part.get_config_dict() if part is not reader and hasattr(part, "get_config_dict") else {}
+        if kind == "Pooling":
+            settings.pooling, settings.include_prompt = _pooling(config), bool(config.get("include_prompt", True))
+        elif kind == "Normalize":
+            steps.append(_Normalize())
+        elif kind == "Dense":
+            steps += [_Upcast(dtype), torch.nn.Sequential(part.linear, part.activation_function)]
+        elif kind == "LayerNorm":
+            steps += [_Upcast(dtype), part.norm]
+        else:
+            _refuse_step(kind, vars(part))
+        _refuse_wiring(kind, config)
+    return settings.finish(steps, getattr(model, "truncate_dim", None))
+
+
+def _refuse_step(kind, config):
+    """Raise BackboneError for a step that is not known, or reads or gives something else than token states."""
+    task = config.get("transformer_task", "feature-extraction")
+    output = config.get("module_output_name", "token_embeddings")
+    if kind not in ("Transformer", "Dropout"):
+        raise BackboneError(
+            f"a step of type {kind!r} of sentence-transformers is not supported; pass pooling='mean' (or another) to "
+            "ignore the sentence-transformers settings."
+        )
+    if task != "feature-extraction" or output != "token_embeddings":
+        raise BackboneError(
+            f"the model of this sentence encoder gives {output!r} of task {task!r}, and only token states are read; "
+            "pass pooling='mean' (or another) to ignore the sentence-transformers settings."
+        )
+
+
+def _refuse_wiring(kind, config):
+    for name in ("module_input_name", "module_output_name"):
+        if kind in ("Dense", "Normalize", "LayerNorm") and config.get(name) not in (None, "sentence_embedding"):
             raise BackboneError(
-                f"modules.json has a step of type {entry['type']!r}, which is not supported; pass pooling='mean' "
-                "(or another) to ignore the sentence-transformers settings."
+                f"{kind} has {name}={config[name]!r}, and only steps on the sentence embedding are supported; pass "
+                "pooling='mean' (or another) to ignore the sentence-transformers settings."
             )
-    if steps:
-        settings.head = torch.nn.Sequential(*steps).eval().requires_grad_(False)
-    return settings
 
 
 def _pooling(config):
@@ -116,24 +204,31 @@ def _pooling(config):
     return chosen[0]
 
 
-def _dense(fetch, folder):
-    config = _json(fetch(f"{folder}/config.json"))
-    linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-    path = fetch(f"{folder}/model.safetensors")
-    if path is not None:
-        from safetensors.torch import load_file
+def _layer_norm(state):
+    norm = torch.nn.LayerNorm(len(next(iter(state.values()))))
+    norm.load_state_dict({key.removeprefix("norm."): value for key, value in state.items()})
+    return norm
 
-        state = load_file(path)
-    else:
-        path = fetch(f"{folder}/pytorch_model.bin")
-        if path is None:
-            raise BackboneError(f"no weights for the dense step {folder!r}.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+
+def _dense(config, state, folder):
+    linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     linear.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
     name = config.get("activation_function", "torch.nn.modules.linear.Identity").rsplit(".", 1)[-1]
     if name not in ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid"):
         raise BackboneError(f"the dense step {folder!r} has an unknown activation {name!r}.")
     return torch.nn.Sequential(linear, getattr(torch.nn, name)())
+
+
+def _state(fetch, folder):
+    path = fetch(f"{folder}/model.safetensors")
+    if path is not None:
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    path = fetch(f"{folder}/pytorch_model.bin")
+    if path is None:
+        raise BackboneError(f"no weights for the step {folder!r}.")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _json(path):

@@ -10,10 +10,10 @@ import threading
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish
+from faast_sklearn.backbones.base import Backbone, Batch, alike, frozen, publish, refuse_random, run_on_probe
 from faast_sklearn.errors import BackboneError, InputError
 
-__all__ = ["POOLINGS", "TextBackbone", "pool", "token_limit"]
+__all__ = ["POOLINGS", "TextBackbone", "n_known_tokens", "pool", "refuse_unknown_tokens", "token_limit"]
 
 POOLINGS = ("mean", "last", "cls", "max", "mean_sqrt_len", "weighted_mean")
 _UNKNOWN_LENGTH = 1_000_000  # tokenizers without a limit say 1e30
@@ -103,6 +103,34 @@ def token_limit(module, tokenizer, config, max_length=None, preferred=None, fall
     return int(min(known)) if known else fallback
 
 
+def n_known_tokens(module):
+    """Return how many tokens a model of transformers has embeddings of; None where it does not say."""
+    try:
+        embedding = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return getattr(embedding, "num_embeddings", None)
+
+
+def refuse_unknown_tokens(rows, n_known, name):
+    """Raise BackboneError for a token that a model has no embedding of; on an accelerator it would take the process.
+
+    Parameters
+    ----------
+    rows : sequence of sequences of int
+    n_known : int or None
+        Rows of the embedding; None if that is not known.
+    name : str
+        Of the model.
+    """
+    most = max((max(row) for row in rows if len(row)), default=-1)
+    if n_known is not None and most >= n_known:
+        raise BackboneError(
+            f"the tokenizer gives token {most}, and {name} knows {n_known} only: tokens were added to the tokenizer "
+            "alone. Call model.resize_token_embeddings(len(tokenizer)), or take the model's own tokenizer."
+        )
+
+
 class TextBackbone(Backbone):
     """A frozen text model behind a Hugging Face tokenizer.
 
@@ -126,6 +154,8 @@ class TextBackbone(Backbone):
         Applied to pooled features, e.g. a sentence encoder's dense layer and normalisation.
     prompt : str, default=""
         Put before each text.
+    pool_prompt : bool, default=True
+        Whether its tokens are pooled with the others.
     lower : bool, default=False
     causal : bool, default=False
         Whether the module keeps a key-value cache that must be switched off.
@@ -146,6 +176,7 @@ class TextBackbone(Backbone):
         layer=None,
         head=None,
         prompt="",
+        pool_prompt=True,
         lower=False,
         causal=False,
     ):
@@ -173,13 +204,27 @@ class TextBackbone(Backbone):
         pads = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
         self._pad = next((token for token in pads if token is not None), 0)
         self._empty = next((token for token in (pads[2], pads[1], pads[0]) if token is not None), 0)
+        self._unpooled = 0 if pool_prompt or not prompt else self._prompt_length()
+        self._alone = False
+        self._n_known = n_known_tokens(getattr(module, "text_model", module))
         weights = sum(p.numel() for p in module.parameters())
         if device.type == "cpu":
             self.default_batch_size = 32
         else:
             self.default_batch_size = 256 if weights < 5e8 else 64 if weights < 3e9 else 16
-        self.settings = (pooling, limit, layer, prompt, lower, repr(head))
-        self.n_features = self.forward(self.collate(["a"])).shape[1]
+        self.settings = (pooling, limit, layer, prompt, pool_prompt, lower, repr(head))
+        self.n_features = self._probe()
+
+    def _probe(self):
+        """Return the width of the features; find out whether a text's are its own, whatever stands beside it."""
+        name = type(self.module).__name__
+        one = self.collate(["a"])
+        alone = run_on_probe(name, "texts", lambda: self.forward(one))
+        padded = self.forward(self.collate(["a", " ".join(["a a"] * 4)]))
+        if not alike(alone[0], padded[0]):
+            refuse_random(name, lambda: self.forward(one))
+            self._alone = True  # it reads padding as text: texts of one length run together, without any
+        return alone.shape[1]
 
     def load(self, sample):
         """Return the string itself."""
@@ -197,16 +242,27 @@ class TextBackbone(Backbone):
         rows = self._tokenize(texts)
         lengths = np.array([len(row) for row in rows])
         rows = [self._cut(row) for row in rows]
+        refuse_unknown_tokens(rows, self._n_known, type(self.module).__name__)
         return Batch(self._pad_rows(rows), len(rows), lengths, self.limit)
 
     def forward(self, batch):
         """Run the model and pool by the attention mask."""
         with frozen(self.module):
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
-            features = self.encode(inputs)
+            features = self._encode_by_length(inputs) if self._alone else self.encode(inputs)
             if self.head is not None:
                 features = self.head(features)
         return publish(features)
+
+    def _encode_by_length(self, inputs):
+        lengths = inputs["attention_mask"].sum(1)
+        features = None
+        for length in lengths.unique().tolist():
+            at = (lengths == length).nonzero()[:, 0]
+            some = self.encode({name: tensor[at, :length] for name, tensor in inputs.items()})
+            features = some.new_empty((len(lengths), some.shape[1])) if features is None else features
+            features[at] = some
+        return features
 
     def encode(self, inputs):
         """Return pooled features of shape (n, d); called in eval and inference mode."""
@@ -214,10 +270,16 @@ class TextBackbone(Backbone):
         if self.layer is not None:
             more["output_hidden_states"] = True
         output = self.module(**inputs, **more)
-        hidden = output.last_hidden_state
-        if self.layer is not None:
-            hidden = hidden_state(output, self.layer)
-        return pool(hidden, inputs["attention_mask"], self.pooling)
+        hidden = getattr(output, "last_hidden_state", None) if self.layer is None else hidden_state(output, self.layer)
+        if hidden is None:
+            raise BackboneError(
+                f"{type(self.module).__name__} gives no token states to pool; take the model inside of it, or another."
+            )
+        mask = inputs["attention_mask"]
+        if self._unpooled:
+            mask = mask.clone()
+            mask[:, : self._unpooled] = 0
+        return pool(hidden, mask, self.pooling)
 
     def embed_text(self, texts):
         """Encode a short list of texts, such as class names.
@@ -246,6 +308,10 @@ class TextBackbone(Backbone):
                 verbose=False,
             )
         return encoded["input_ids"]
+
+    def _prompt_length(self):
+        (row,) = self._tokenize([self.prompt])
+        return len(row) - (row[-1] in getattr(self.tokenizer, "all_special_ids", ()))
 
     def _special_tokens(self):
         """Count the special tokens before and after a text."""

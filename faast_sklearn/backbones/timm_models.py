@@ -84,7 +84,7 @@ class TimmBackbone(ImageBackbone):
         return cls.wrap(module, device=device, dtype=dtype, image_size=image_size)
 
     @classmethod
-    def wrap(cls, module, *, device, dtype, image_size=None):
+    def wrap(cls, module, *, device, dtype, image_size=None, in_memory=False):
         """Turn a timm module without classifier into a backbone on ``device``.
 
         Parameters
@@ -94,6 +94,8 @@ class TimmBackbone(ImageBackbone):
         device : torch.device
         dtype : torch.dtype
         image_size : int or (height, width), default=None
+        in_memory : bool, default=False
+            The module is the caller's: it stays as it is, and what it has behind the pooling is left out of the pass.
 
         Returns
         -------
@@ -103,14 +105,19 @@ class TimmBackbone(ImageBackbone):
 
         args = {} if image_size is None else {"input_size": (3, *_height_and_width(image_size))}
         transform = transform_from_config(resolve_data_config(args, model=module))
-        module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-        self = cls(module.eval().requires_grad_(False), transform, device, dtype)
+        if not in_memory:
+            module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+            module = module.eval().requires_grad_(False)
+        self = cls(module, transform, device, dtype)
         self.license = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "unknown"
         return self
 
     def encode(self, pixels):
         """Return the pooled features of shape (n, n_features)."""
-        return self.module(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if not getattr(self.module, "num_classes", 0):
+            return self.module(pixels)
+        return self.module.forward_head(self.module.forward_features(pixels), pre_logits=True)
 
 
 def transform_from_config(config):
