@@ -507,7 +507,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         width = getattr(source, "n_features", None)
         if width is None:
             width = self._class_values(self._declared).vectors.shape[1]
-            self.n_features_in_ = width
+            self.n_features_in_ = self._n_features = width
         return CandidateMoments.empty(width, self._maps())
 
     def _class_values(self, classes):

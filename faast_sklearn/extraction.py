@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 import warnings
 from contextlib import closing
 
@@ -20,7 +21,7 @@ from faast_sklearn.caching.stream import stream_cached
 from faast_sklearn.columns import vectors_in
 from faast_sklearn.device import moments_device, resolve_device, resolve_dtype
 from faast_sklearn.errors import FaastError, InputError, NonFiniteError, SavedFileWarning, shortened
-from faast_sklearn.inputs import as_samples, count_samples, refuse_single
+from faast_sklearn.inputs import as_samples, count_samples, is_pil, refuse_single
 from faast_sklearn.progress import Report, check_verbosity
 from faast_sklearn.sources import is_dataset
 
@@ -130,6 +131,8 @@ class _BackboneSource:
 
     def samples(self, X):
         """Return X as indexable samples of what the backbone reads."""
+        if self.backbone.modality == "tensor":
+            _refuse_unread(X, self.backbone)
         if self.backbone.modality == "tensor" and _is_table(X):
             X = _validated_table(self.estimator, X, self.reset, "numeric")
             _refuse_non_finite(X, type(self.estimator).__name__)
@@ -170,6 +173,20 @@ class _BackboneSource:
                 ((_, features),) = self.stream(_First(samples), report)
             self.n_features = features.shape[1]
         return self.n_features
+
+
+def _refuse_unread(X, backbone):
+    """Raise InputError if X holds texts, paths or images, and the backbone is a module that reads arrays."""
+    X = X.to_numpy() if hasattr(X, "to_numpy") else X
+    if not isinstance(X, (list, tuple, np.ndarray)) or not len(X):
+        return
+    sample = X[0]
+    while isinstance(sample, (list, tuple, np.ndarray)) and np.ndim(sample) and len(sample):
+        sample = sample[0]
+    if isinstance(sample, (str, bytes, os.PathLike)) or is_pil(sample):
+        kind = "PIL image" if is_pil(sample) else type(sample).__name__
+        remedy = getattr(backbone, "remedy", "a backbone that reads such")
+        raise InputError(f"X holds {kind}s, and {type(backbone.module).__name__} reads arrays; pass {remedy}.")
 
 
 class _First:

@@ -11,7 +11,7 @@ from faast_sklearn.columns import without_arrow
 from faast_sklearn.errors import InputError, shortened
 from faast_sklearn.sources import as_indexable, is_dataset, is_hf_dataset, labelled_batches
 
-__all__ = ["as_samples", "count_samples", "iter_chunks", "name_sample", "refuse_single"]
+__all__ = ["as_samples", "count_samples", "is_pil", "iter_chunks", "name_sample", "refuse_single"]
 
 _EXPECTED = {
     "image": "a list or array of images or of paths",
@@ -112,7 +112,7 @@ def refuse_single(X, modality):
             f"X is a {type(X).__name__} with keys {shortened(list(X)[:8], 120)}, {expected}; choose one, "
             "as in X['KEY']."
         )
-    if _is_pil(X):
+    if is_pil(X):
         raise InputError(f"X is one image, {expected}; put it into a list, [image].")
     if getattr(X, "shape", None) == ():
         raise InputError(f"X is a single value, {expected}.")
@@ -130,7 +130,8 @@ def refuse_single(X, modality):
         _check_image_block(X)
 
 
-def _is_pil(X):
+def is_pil(X):
+    """Whether X is an image of Pillow."""
     # An image exists only where its package is imported already.
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(X, pil.Image)
@@ -313,7 +314,7 @@ def iter_chunks(X, y=None, sample_weight=None):
         y = X.labels()
     # What cannot be samples is left to whoever knows what is expected.
     no_batches = (str, bytes, os.PathLike, Mapping, Set)
-    single = X is None or isinstance(X, no_batches) or getattr(X, "shape", None) == () or _is_pil(X)
+    single = X is None or isinstance(X, no_batches) or getattr(X, "shape", None) == () or is_pil(X)
     if single or count_samples(X) is not None:
         if y is None:
             if isinstance(X, Mapping) and X:

@@ -210,13 +210,15 @@ def run_on_probe(name, what, run):
         ) from error
 
 
-def refuse_random(name, run):
+def refuse_random(name, dtype, run):
     """Raise BackboneError if two passes over the same sample differ by more than rounding.
 
     Parameters
     ----------
     name : str
         Of the model.
+    dtype : torch.dtype
+        In which it computes.
     run : callable
         Returns the features of one pass, a tensor.
 
@@ -225,8 +227,8 @@ def refuse_random(name, run):
     torch.Tensor
         What the first pass gave.
     """
-    one, other = run().float(), run().float()
-    if one.shape != other.shape or not alike(one, other):
+    one, other = run(), run()
+    if one.shape != other.shape or not alike(one, other, dtype):
         raise BackboneError(
             f"{name} draws at random also in eval mode (masks, noise, dropout), so that its features are noise: two "
             "passes over one sample differ. Use a model without it; masked autoencoders of transformers mask nothing "
@@ -244,10 +246,10 @@ def random_state(device):
     return torch.cat([part.cpu() for part in state])
 
 
-def alike(one, other):
-    """Whether two tensors of features are the same but for rounding, also in half precision."""
-    scale = max(float(one.float().norm()), float(other.float().norm()))
-    return not scale or not float((one.float() - other.float()).norm()) > 0.01 * scale
+def alike(one, other, dtype):
+    """Whether two tensors of features, computed in a dtype, are the same but for rounding."""
+    scale = max(float(one.norm()), float(other.norm()))
+    return not scale or not float((one - other).norm()) > (1e-4 if dtype.itemsize > 2 else 0.02) * scale
 
 
 def publish(features):

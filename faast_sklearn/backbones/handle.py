@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import difflib
+import json
 import os
 from pathlib import Path
 
@@ -297,8 +298,7 @@ def _resolve(text):
     path = Path(text).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():
-            is_timm = '"architecture"' in (path / "config.json").read_text(encoding="utf-8")
-            return f"{'timm' if is_timm else 'hf'}:{path}", {}
+            return f"{'timm' if _is_of_timm(path / 'config.json') else 'hf'}:{path}", {}
         gguf = sorted(path.glob("*.gguf"))
         if len(gguf) == 1:
             return f"hf:{path}", {"gguf_file": gguf[0].name}
@@ -310,6 +310,15 @@ def _resolve(text):
             f"file {text!r} holds weights but not their architecture: backbone('timm:NAME', weights={text!r})."
         )
     raise UnknownBackboneError(f"backbone {text!r} is no known prefix and no existing path. {_suggest(text)}")
+
+
+def _is_of_timm(path):
+    """Whether a configuration is one that timm wrote; transformers' wrapper of timm names an architecture too."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(config, dict) and "architecture" in config and "model_type" not in config
 
 
 def _suggest(text):

@@ -13,7 +13,11 @@ from faast_sklearn.backbones.optional import explain_imports, require
 from faast_sklearn.backbones.quiet import quiet_transformers
 from faast_sklearn.errors import BackboneError, FaastError
 
-__all__ = ["Source", "absent_tensors"]
+__all__ = ["IncompleteWeightsError", "Source", "absent_tensors"]
+
+
+class IncompleteWeightsError(BackboneError):
+    """A checkpoint lacks tensors of the class that it was to be opened as."""
 
 
 def absent_tensors(shell, tensors):
@@ -100,9 +104,6 @@ class Source:
         if self.gguf_file is not None:
             with self._explain("weights"), quiet_transformers(), self._parsed_once():
                 return self._gguf(config, dtype, auto)
-        name = (config.architectures or [""])[0]
-        if auto == "AutoModel" and name.endswith("EncoderModel") and hasattr(self.transformers, name):
-            auto = name  # an encoder that was saved without its decoder
         module, report = self._load(auto, "weights", dtype=dtype, config=config, output_loading_info=True)
         # Poolers, and without a head decoders, are not used.
         encoder = "encoder." if auto == "AutoModel" and getattr(config, "is_encoder_decoder", False) else ""
@@ -111,8 +112,12 @@ class Source:
             for key in report["missing_keys"]
             if "pooler" not in key and not key.endswith("position_ids") and (not encoder or encoder in key)
         ]
+        if auto == "AutoModel" and any("pooler" in key for key in report["unexpected_keys"]):
+            raise IncompleteWeightsError(
+                f"{type(module).__name__} has no pooler, and the weights of {self.name!r} have."
+            )
         if missing:
-            raise BackboneError(
+            raise IncompleteWeightsError(
                 f"the weights of {self.name!r} lack {len(missing)} tensors of {type(module).__name__}, which would "
                 f"stay random: {', '.join(sorted(missing)[:3])}."
             )

@@ -8,6 +8,7 @@ from faast_sklearn.backbones.base import Batch, frozen, publish
 from faast_sklearn.backbones.image_reading import read_image, rounded
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.backbones.text import TextBackbone, hidden_state
+from faast_sklearn.backbones.timm_models import transform_from_config
 from faast_sklearn.errors import BackboneError
 
 __all__ = ["DualBackbone", "TextTower", "VisionBackbone", "image_reader"]
@@ -33,6 +34,8 @@ def image_reader(processor):
         The processor itself if it does anything that :class:`ImageTransform` does not.
     """
     name = type(processor).__name__
+    if name == "TimmWrapperImageProcessor":
+        return transform_from_config(processor.data_config)
     for suffix in ("Fast", "Pil"):
         name = name.removesuffix(suffix)
 
@@ -211,7 +214,7 @@ class DualBackbone(_EitherReader):
     def logit_scale(self):
         """Factor between cosine similarities and logits, or ``None`` if the model has none."""
         scale = getattr(self.module, "logit_scale", None)
-        return None if scale is None else math.exp(float(scale))
+        return None if scale is None else math.exp(float(scale.detach()))
 
     def encode(self, inputs):
         """Return the projected features of shape (n, d)."""

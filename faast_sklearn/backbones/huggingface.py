@@ -1,11 +1,13 @@
 """``hf:NAME_OR_PATH``: image encoders, text encoders, language models and dual encoders of transformers."""
 
-from faast_sklearn.backbones.hf_loading import Source
+from faast_sklearn.backbones.hf_loading import IncompleteWeightsError, Source
 from faast_sklearn.backbones.hf_vision import DualBackbone, TextTower, VisionBackbone, image_reader
+from faast_sklearn.backbones.images import ImageTransform
 from faast_sklearn.backbones.language_model import LanguageModel, refuse_feature_options
 from faast_sklearn.backbones.published import load_published, published_settings
 from faast_sklearn.backbones.sentence_transformers import SentenceSettings, read_sentence_settings, settings_of
 from faast_sklearn.backbones.text import TextBackbone, token_limit
+from faast_sklearn.backbones.timm_models import TimmBackbone
 from faast_sklearn.errors import BackboneError
 
 __all__ = ["HuggingFaceBackbone", "language_head", "model_kind"]
@@ -15,6 +17,7 @@ _DEFAULTS = {"pooling": "auto", "max_length": None, "truncation": "warn", "layer
 _HEADS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
 _APPLICABLE = {
     "image": {"pooling", "layer"},
+    "timm_wrapper": set(),
     "dual": {"tower", "max_length", "truncation"},
     "encoder": {"pooling", "max_length", "truncation", "layer"},
 }
@@ -97,6 +100,8 @@ def _features_module(module, config):
     """
     from transformers import MODEL_MAPPING
 
+    if hasattr(module, "timm_model"):
+        return module  # TimmBackbone runs what is in it
     try:
         wanted = MODEL_MAPPING[type(config)]
     except KeyError:
@@ -192,8 +197,8 @@ class HuggingFaceBackbone:
             "layer": layer,
             "tower": tower,
         }
-        _check_options(kind, options)
-        module = source.model(config, dtype) if published is None else published.module.base_model
+        _check_options(kind, config, options)
+        module = _opened(source, config, dtype) if published is None else published.module.base_model
         if kind == "encoder-decoder":
             module = module.get_encoder()
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
@@ -287,10 +292,9 @@ class HuggingFaceBackbone:
         } | options
         config = module.config
         kind = model_kind(config)
-        _check_options(kind, options)
-        module = _features_module(module, config)
-        if kind == "encoder-decoder":
-            module = module.get_encoder()
+        _check_options(kind, config, options)
+        whole = kind == "encoder-decoder" and hasattr(module, "get_encoder")
+        module = module.get_encoder() if whole else _features_module(module, config)
         name = type(module).__name__
         tokenizer = _part(preprocess, "tokenizer", _is_tokenizer, f"backbone=({name}, tokenizer)")
         processor = _part(preprocess, "image_processor", _is_image_processor, f"backbone=({name}, image_processor)")
@@ -323,6 +327,17 @@ class HuggingFaceBackbone:
         return cls.from_memory(
             reader.auto_model, reader.tokenizer, device=device, dtype=dtype, settings=settings, **options
         )
+
+
+def _opened(source, config, dtype):
+    """Load the part of a model that gives features; of half a model, such as an encoder alone, by its own class."""
+    own = (config.architectures or [""])[0]
+    try:
+        return source.model(config, dtype)
+    except IncompleteWeightsError:
+        if not hasattr(source.transformers, own):
+            raise
+    return _features_module(source.model(config, dtype, own), config)
 
 
 def _published(source, base_config, dtype):
@@ -360,11 +375,13 @@ def _is_image_processor(thing):
     )
 
 
-def _check_options(kind, options):
-    allowed = _APPLICABLE.get(kind, _APPLICABLE["encoder"])
+def _check_options(kind, config, options):
+    allowed = _APPLICABLE.get(config.model_type, _APPLICABLE.get(kind, _APPLICABLE["encoder"]))
     wrong = [name for name, value in options.items() if name not in allowed and value != _DEFAULTS[name]]
     if wrong:
-        raise TypeError(f"{wrong[0]}= does not apply to {kind} models; allowed: {', '.join(sorted(allowed))}.")
+        raise TypeError(
+            f"{wrong[0]}= does not apply to {kind} models; allowed: {', '.join(sorted(allowed)) or 'none'}."
+        )
     if options["tower"] not in ("image", "text"):
         raise TypeError(f"tower={options['tower']!r} is neither 'image' nor 'text'.")
 
@@ -391,6 +408,8 @@ def wrap(module, config, tokenizer, image_processor, device, dtype, options, set
     kind = model_kind(config)
     if kind == "image":
         reader = image_reader(image_processor())
+        if hasattr(module, "timm_model") and isinstance(reader, ImageTransform):
+            return TimmBackbone(module.timm_model, reader, device, dtype)
         return VisionBackbone(module, reader, device, dtype, options["pooling"], options["layer"])
     if kind == "dual":
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config.text_config

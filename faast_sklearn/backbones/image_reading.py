@@ -295,7 +295,7 @@ def _scaled(array, image=None):
             raise InputError(
                 f"float image with values from {low:.4g} to {high:.4g}; floats must lie in [0, 1]. "
                 "Divide by the largest possible value, or pass uint8. For pixels that are already normalised "
-                "pass the module itself with arrays as input."
+                "pass the module itself with arrays as input (backbone(module, modality='tensor') for timm's)."
             )
         array = array * 255.0 if array.dtype.itemsize == 8 else array.astype(np.float32) * np.float32(255)
         # What began as 8 bits is them again, but for the rounding of its own type.

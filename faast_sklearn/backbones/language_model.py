@@ -1,5 +1,11 @@
 """An opened, frozen language model with its head: what fast weights for token prediction are put on."""
 
+import functools
+import inspect
+
+import torch
+
+from faast_sklearn.backbones.base import alike, frozen
 from faast_sklearn.backbones.placing import place_parts
 from faast_sklearn.backbones.quiet import quiet_transformers
 from faast_sklearn.backbones.text import token_limit
@@ -133,6 +139,25 @@ class LanguageModel:
             A number where it is the same everywhere.
         """
         return self._finish.slope(raw)
+
+    @functools.cached_property
+    def reads_mask(self):
+        """Whether a prompt that is padded on the left goes on as it does alone; found out by one small pass each."""
+        if self.encoder_decoder:
+            return True
+        ids = torch.tensor([[min(5, self.head.out_features - 1), min(7, self.head.out_features - 1)]])
+        known = inspect.signature(self.module.forward).parameters
+
+        def last(ids, mask):
+            positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if "position_ids" in known else {}
+            with frozen(self.module):
+                inputs = {"input_ids": ids, "attention_mask": mask, **positions}
+                output = self.module(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+            return output.logits[0, -1].float().clone()
+
+        padded = torch.cat([torch.full((1, 3), self.pad_id), ids], 1)
+        mask = torch.tensor([[0, 0, 0, 1, 1]])
+        return alike(last(ids, torch.ones_like(ids)), last(padded, mask), self.dtype)
 
     def logits(self, hidden):
         """Return the logits of hidden states as they enter the output matrix.

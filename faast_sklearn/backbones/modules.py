@@ -202,18 +202,21 @@ class ModuleBackbone(Backbone):
         with frozen(self.module):
             inputs = batch.inputs.to(self.device, non_blocking=True)
             before = None if self._probed else random_state(self.device)
-            output = _tensor(self.module(inputs))
+            features = self._pass(inputs, batch.size)
             if before is not None and not torch.equal(before, random_state(self.device)):
-                refuse_random(type(self.module).__name__, lambda: _pool(_tensor(self.module(inputs))))
+                refuse_random(type(self.module).__name__, self.dtype, lambda: self._pass(inputs, batch.size).float())
             self._probed = True
-            if output.shape[:1] != (batch.size,) or not output.is_floating_point():
-                raise BackboneError(
-                    f"{type(self.module).__name__} returned {output.dtype} of shape {tuple(output.shape)} for "
-                    f"{batch.size} samples; expected one floating vector for each."
-                )
-            features = _pool(output)
         self.n_features = features.shape[1]
         return publish(features)
+
+    def _pass(self, inputs, size):
+        output = _tensor(self.module(inputs))
+        if output.shape[:1] != (size,) or not output.is_floating_point():
+            raise BackboneError(
+                f"{type(self.module).__name__} returned {output.dtype} of shape {tuple(output.shape)} for {size} "
+                "samples; expected one floating vector for each."
+            )
+        return _pool(output)
 
 
 def _what_to_pass(module):

@@ -221,8 +221,8 @@ class TextBackbone(Backbone):
         one = self.collate(["a"])
         alone = run_on_probe(name, "texts", lambda: self.forward(one))
         padded = self.forward(self.collate(["a", " ".join(["a a"] * 4)]))
-        if not alike(alone[0], padded[0]):
-            refuse_random(name, lambda: self.forward(one))
+        if not alike(alone[0], padded[0], self.dtype):
+            refuse_random(name, self.dtype, lambda: self.forward(one))
             self._alone = True  # it reads padding as text: texts of one length run together, without any
         return alone.shape[1]
 

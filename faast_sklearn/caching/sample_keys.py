@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 
 from faast_sklearn.backbones.image_reading import encoded_image, load_pixels
 from faast_sklearn.errors import InputError
+from faast_sklearn.inputs import is_pil
 from faast_sklearn.loading import Loader
 
 __all__ = ["backbone_fingerprint", "digest_of_rows", "sample_keys"]
@@ -121,7 +121,7 @@ class _Reader:
             _update(digest, sample)
         elif self.modality == "text" and isinstance(sample, str):
             _update(digest, str(sample))
-        elif self.modality == "image" and _is_pil(sample):
+        elif self.modality == "image" and is_pil(sample):
             _update_image(digest, sample)
         elif self.modality == "image":
             data, _ = encoded_image(sample)
@@ -131,11 +131,6 @@ class _Reader:
         else:
             return False
         return True
-
-
-def _is_pil(sample):
-    pil = sys.modules.get("PIL.Image")
-    return pil is not None and isinstance(sample, pil.Image)
 
 
 def _update_image(digest, image):
@@ -170,7 +165,7 @@ def _update(digest, item):
         digest.update(f"sequence {len(item)}\0".encode())
         for part in item:
             _update(digest, part)
-    elif _is_pil(item):
+    elif is_pil(item):
         _update_image(digest, item)
     else:
         raise InputError(

@@ -90,7 +90,9 @@ class Generator(Runner):
         """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""
         groups = {}
         for k, item in enumerate(items):
-            groups.setdefault(self._most(item), []).append(k)
+            # What reads padding as text is not given any.
+            length = None if self.lm.reads_mask else len(item.prompt)
+            groups.setdefault((self._most(item), length), []).append(k)
         side = "right" if self.lm.encoder_decoder else "left"
         inputs = [
             (
@@ -98,7 +100,7 @@ class Generator(Runner):
                 [(k, items[k].turn.after.strip()) for k in rows],
                 *pad_rows([items[k].prompt for k in rows], self.lm.pad_id, side),
             )
-            for most, rows in sorted(groups.items())
+            for (most, _), rows in sorted(groups.items())
         ]
         return Batch(inputs, len(items), np.array([item.length for item in items]), self.lm.limit)
 
