@@ -90,9 +90,9 @@ class Generator(Runner):
         """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""
         groups = {}
         for k, item in enumerate(items):
-            # What reads padding as text is not given any.
-            length = None if self.lm.reads_mask else len(item.prompt)
-            groups.setdefault((self._most(item), length), []).append(k)
+            # What reads padding as text runs alone: those known (RWKV) mix up the states of a batch too.
+            alone = None if self.lm.reads_mask else k
+            groups.setdefault((self._most(item), alone), []).append(k)
         side = "right" if self.lm.encoder_decoder else "left"
         inputs = [
             (
