@@ -18,12 +18,11 @@ from faast_sklearn.errors import FaastError, ForgetError, InputError, NotFittedW
 from faast_sklearn.extraction import FrozenBackboneMixin
 from faast_sklearn.inputs import as_samples
 from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens, refuse_other_targets
-from faast_sklearn.language.compiling import Learnt
+from faast_sklearn.language.compiling import Learnt, check_settings
 from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weights import FastWeights
 from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.learning import Learner, LikelihoodScorer
-from faast_sklearn.language.observing import TARGETS
 from faast_sklearn.language.prompts import Prompts, targets_of
 from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
 from faast_sklearn.persistence.not_saved import NotSaved
@@ -367,7 +366,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         transformers.PreTrainedModel
             For ``generate``, pipelines and evaluation. Within the block every pass of it has the fast weights, in
             every thread; those of this library's own estimators have their own. With ``memory_weight=0`` its output
-            is the frozen model's to the bit. Afterwards, also after an exception, it is the frozen model again.
+            is the frozen model's to the bit. What ``torch.compile`` made of it runs uncompiled. Afterwards, also after
+            an exception, it is the frozen model again.
         """
         lm = self._open()
         with self._weights(lm).attached(lm):
@@ -605,20 +605,11 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         return total
 
     def _check_params(self, partial=False):
-        for name, allowed in (
-            ("target", TARGETS),
-            ("solver", ("ridge", "pinv")),
-            ("learn_from", ("answer", "all")),
-            ("scoring", _SCORINGS),
-        ):
+        check_settings(target=self.target, solver=self.solver, alpha=self.alpha, memory_weight=self.memory_weight)
+        for name, allowed in (("learn_from", ("answer", "all")), ("scoring", _SCORINGS)):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-        for name in ("alpha", "memory_weight"):
-            value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not (isinstance(value, str) and value == "auto") and not (number and 0 <= value < np.inf):
-                raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
         passes = self.n_passes
         if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 1:
             raise ValueError(f"n_passes must be a positive integer, got {passes!r}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from faast_sklearn.backbones.hf_loading import adapter_hint
 from faast_sklearn.backbones.language_model import language_model_in_memory
 from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module, unwrapped
 from faast_sklearn.backbones.opened import open_once
@@ -302,7 +303,9 @@ def _resolve(text):
         gguf = sorted(path.glob("*.gguf"))
         if len(gguf) == 1:
             return f"hf:{path}", {"gguf_file": gguf[0].name}
-        raise BackboneError(f"folder {text!r} has no config.json, so it is not known what model it holds.")
+        raise BackboneError(
+            f"folder {text!r} has no config.json, so it is not known what model it holds.{adapter_hint(path)}"
+        )
     if path.is_file():
         if path.suffix == ".gguf":
             return f"hf:{path.parent}", {"gguf_file": path.name}

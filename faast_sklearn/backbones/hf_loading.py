@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,22 @@ from faast_sklearn.backbones.optional import explain_imports, require
 from faast_sklearn.backbones.quiet import quiet_transformers
 from faast_sklearn.errors import BackboneError, FaastError
 
-__all__ = ["IncompleteWeightsError", "Source", "absent_tensors"]
+__all__ = ["IncompleteWeightsError", "Source", "absent_tensors", "adapter_hint"]
+
+# How the files of tokenizers begin.
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens")
+
+
+def adapter_hint(folder):
+    """Say what to do with a folder that holds an adapter of PEFT, which is no model by itself; else nothing."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return ""
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return (
+        f" It holds a PEFT adapter of {base!r}: pass (PeftModel.from_pretrained(model, {str(folder)!r}), tokenizer) "
+        "with that model and its tokenizer."
+    )
 
 
 class IncompleteWeightsError(BackboneError):
@@ -67,7 +83,7 @@ class Source:
         self._memory = {}  # of _parsed_once
         if self.local and gguf_file is None and not (Path(name) / "config.json").is_file():
             found = sorted(path.name for path in Path(name).glob("*.gguf"))
-            hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else ""
+            hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else adapter_hint(Path(name))
             raise BackboneError(f"folder {self.name!r} has no config.json, so it is no transformers model.{hint}")
 
     def config(self):
@@ -77,6 +93,14 @@ class Source:
     def tokenizer(self, **options):
         """Load the tokenizer."""
         return self._load("AutoTokenizer", "tokenizer", **options)
+
+    def tokenizer_if_any(self):
+        """Load the tokenizer; None if a local folder holds no file of one."""
+        if self.local and self.gguf_file is None:
+            names = [file.name for file in Path(self.name).iterdir()]
+            if not any(name.startswith(_TOKENIZER_FILES) or name.endswith((".model", ".tiktoken")) for name in names):
+                return None
+        return self.tokenizer()
 
     def image_processor(self):
         """Load the image processor."""

@@ -256,7 +256,7 @@ class HuggingFaceBackbone:
                     f"{source.name!r} is a {config.model_type!r} model, of kind {model_kind(config)!r}, which writes "
                     "no text; this needs a causal or encoder-decoder language model such as 'bundled:smollm2-135m'."
                 )
-            module, tokenizer, readouts = source.model(config, dtype, head), source.tokenizer(), None
+            module, tokenizer, readouts = source.model(config, dtype, head), source.tokenizer_if_any(), None
         else:
             module, tokenizer = published.module, published.tokenizer
             readouts = published.readouts.to(device, dtype)

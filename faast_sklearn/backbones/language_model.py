@@ -26,8 +26,8 @@ class LanguageModel:
     ----------
     module : transformers.PreTrainedModel
         With a language-model head; on ``device``, in ``dtype``.
-    tokenizer : Hugging Face tokenizer
-        Not modified.
+    tokenizer : Hugging Face tokenizer or None
+        Not modified. None serves who brings token ids.
     device : torch.device
     dtype : torch.dtype
     max_length : int, default=None
@@ -191,7 +191,8 @@ class LanguageModel:
         told = getattr(generation, "eos_token_id", None)
         if told is None:
             told = getattr(self.module.config, "eos_token_id", None)
-        found = [*(told if isinstance(told, (list, tuple)) else [told]), self.tokenizer.eos_token_id]
+        own = getattr(self.tokenizer, "eos_token_id", None)
+        found = [*(told if isinstance(told, (list, tuple)) else [told]), own]
         return tuple(dict.fromkeys(int(token) for token in found if self._legal(token)))
 
     def _pad_id(self):
@@ -233,7 +234,7 @@ def language_model_in_memory(module, tokenizer, *, device, dtype, max_length=Non
             f"{type(module).__name__} is no language model with a head; pass a ...ForCausalLM or "
             "...ForConditionalGeneration of transformers."
         )
-    if not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer):
+    if tokenizer is not None and (not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer)):
         raise BackboneError(f"a language model needs its tokenizer: backbone(({type(module).__name__}, tokenizer)).")
     return LanguageModel(module, tokenizer, device, dtype, max_length=max_length)
 

@@ -1,6 +1,7 @@
 """What was learnt, compiled: alpha and strengths chosen on held-out tokens, then solved with all of them."""
 
 import functools
+import numbers
 import operator
 import threading
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from faast_sklearn.language.calibration import (
     losses_before,
 )
 from faast_sklearn.language.fast_weights import FastWeights, Middle
-from faast_sklearn.language.observing import token_moments
+from faast_sklearn.language.observing import TARGETS, token_moments
 from faast_sklearn.language.solving import (
     ALPHAS,
     associative_weights,
@@ -27,7 +28,7 @@ from faast_sklearn.language.solving import (
     residual_directions,
 )
 
-__all__ = ["Compiled", "Learnt", "compile_weights"]
+__all__ = ["Compiled", "Learnt", "check_settings", "compile_weights"]
 
 # Strengths of step and shift at memory_weight=1.
 _UNIT = (1.0, 0.75)
@@ -62,6 +63,17 @@ class Compiled:
     shift_weight: float = 0.0
     held_out_loss: float | None = None
     condition: float | None = None
+
+
+def check_settings(*, target, solver, alpha, memory_weight):
+    """Raise ValueError for a setting that :func:`compile_weights` does not know."""
+    for name, value, allowed in (("target", target, TARGETS), ("solver", solver, ("ridge", "pinv"))):
+        if not (isinstance(value, str) and value in allowed):
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    for name, value in (("alpha", alpha), ("memory_weight", memory_weight)):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not (isinstance(value, str) and value == "auto") and not (number and 0 <= value < float("inf")):
+            raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
 
 
 def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False):

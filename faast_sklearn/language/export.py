@@ -1,10 +1,14 @@
 """Plain transformers checkpoints that have fast weights in their output matrix."""
 
 import copy
+import os
+import shutil
+import uuid
 from pathlib import Path
 
 import torch
 
+from faast_sklearn.backbones.base import alike, frozen
 from faast_sklearn.backbones.quiet import quiet_transformers
 from faast_sklearn.errors import BackboneError
 
@@ -24,35 +28,95 @@ def save_folded(lm, weights, folder):
     Raises
     ------
     BackboneError
-        If the weights cannot be folded, or the folder holds a model of another kind that would be mixed up with it.
+        If the weights cannot be folded, or the model gives other logits when it is read again; nothing is written then.
     """
     matrix = weights.folded_matrix(lm)
     folder = Path(folder)
     if folder.is_file():
         raise BackboneError(f"{str(folder)!r} is a file; pass a folder.")
-    model = _with_matrix(lm, matrix)
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(folder.absolute().parent)!r} does not exist; make it first.")
+    plain = _merged(lm.module)
+    with weights.attached(lm, private=True):
+        expected = _probe(lm, lm.module)
+    # Some models scale the states because the matrix is tied, and no longer do once it is not.
+    for scale in dict.fromkeys((1.0, lm.norm_factor)):
+        beside = folder.absolute().parent / f".{folder.name}.{uuid.uuid4().hex}.part"
+        try:
+            if _written(lm, _with_matrix(lm, plain, matrix * scale), beside, expected):
+                _move(beside, folder)
+                return
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    raise BackboneError(
+        f"{type(lm.module).__name__}, written and read again, has other logits than with the fast weights attached, so "
+        "nothing is left of it; use attached(), or save the estimator."
+    )
+
+
+def _written(lm, model, folder, expected):
+    """Write a model and its tokenizer, and say whether it gives the expected logits when it is read again."""
     with quiet_transformers():
         model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
+        if lm.tokenizer is not None:
+            lm.tokenizer.save_pretrained(folder)
+        read = type(model).from_pretrained(folder, dtype=lm.dtype).to(lm.device).eval()
+    return alike(_probe(lm, read), expected, lm.dtype)
 
 
-def _with_matrix(lm, matrix):
+def _move(beside, folder):
+    """Put new files in the place of those of an older model in the folder; other files stay."""
+    folder.mkdir(exist_ok=True)
+    new = {file.relative_to(beside) for file in beside.rglob("*") if file.is_file()}
+    for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
+        for old in folder.glob(pattern):
+            if old.relative_to(folder) not in new:
+                old.unlink()
+    for name in new:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(beside / name, folder / name)
+
+
+def _probe(lm, module):
+    """Return the logits of a few tokens."""
+    ids = torch.arange(5, 13, device=lm.device).remainder(lm.head.out_features)[None]
+    more = {"decoder_input_ids": ids} if lm.encoder_decoder else {}
+    with frozen(module):
+        return module(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits.float().clone()
+
+
+def _merged(module):
+    """Return the module, or a copy with the adapters of PEFT merged into the layers that they adapt."""
+    layers = [
+        name for name, part in module.named_modules() if hasattr(part, "get_base_layer") and hasattr(part, "merge")
+    ]
+    if not layers:
+        return module
+    module = copy.deepcopy(module)
+    for name in layers:
+        part = module.get_submodule(name)
+        part.merge()
+        module.set_submodule(name, part.get_base_layer())
+    return module
+
+
+def _with_matrix(lm, module, matrix):
     """Return a model like the frozen one, sharing its tensors, with another output matrix, not tied to any other."""
-    config = copy.deepcopy(lm.module.config)
+    config = copy.deepcopy(module.config)
     for part in (config, config.get_text_config(decoder=True)):
         part.tie_word_embeddings = False
         # What was read from a quantised file is stored plainly.
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     with torch.device("meta"):
-        model = type(lm.module)(config)
-    model.load_state_dict(_apart(lm.module.state_dict()), strict=False, assign=True)
+        model = type(module)(config)
+    model.load_state_dict(_apart(module.state_dict()), strict=False, assign=True)
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(matrix, requires_grad=False)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
         raise BackboneError(f"{type(model).__name__} keeps tensors that its state does not have: {left[:3]}.")
-    model.generation_config = copy.deepcopy(lm.module.generation_config)
+    model.generation_config = copy.deepcopy(module.generation_config)
     return model.eval()
 
 

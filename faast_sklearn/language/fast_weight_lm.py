@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import torch
 
 from faast_sklearn.backbones import as_handle, backbone
+from faast_sklearn.backbones.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError
-from faast_sklearn.language.compiling import Learnt
+from faast_sklearn.language.compiling import Learnt, check_settings
 from faast_sklearn.language.learning import observe
-from faast_sklearn.language.observing import TARGETS
 from faast_sklearn.language.reserve import digest
 
 __all__ = ["FastWeightLM"]
@@ -31,6 +31,13 @@ class FastWeightLM:
     memory_weight : "auto" or float, default="auto"
     device, dtype
         As in :class:`~faast_sklearn.FaastSeq2Seq`.
+
+    Raises
+    ------
+    ValueError
+        If a parameter has no value of those.
+    BackboneError
+        If the model cannot be opened. It needs no tokenizer.
 
     Attributes
     ----------
@@ -69,10 +76,9 @@ class FastWeightLM:
         device=None,
         dtype="auto",
     ):
+        check_settings(target=target, solver=solver, alpha=alpha, memory_weight=memory_weight)
         opened = hasattr(model, "finish_logits")
         self.model = model if opened else as_handle(model).open_language_model(device, dtype)
-        if target not in TARGETS:
-            raise ValueError(f"target must be one of {TARGETS}, got {target!r}.")
         self.target = "embedding" if self.model.readouts is not None else target
         self._settings = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}
         self.reset_projection()
@@ -110,7 +116,7 @@ class FastWeightLM:
 
     @property
     def tokenizer(self):
-        """Tokenizer of the model."""
+        """Tokenizer of the model; None if it has none."""
         return self.model.tokenizer
 
     @property
@@ -148,6 +154,9 @@ class FastWeightLM:
             Itself.
         """
         input_ids = torch.as_tensor(input_ids)
+        known = n_known_tokens(self.model.module)
+        for ids in (input_ids, *([] if labels is None else [torch.as_tensor(labels)])):
+            refuse_unknown_tokens(ids.tolist(), known, type(self.model.module).__name__)
         mask = torch.ones_like(input_ids) if attention_mask is None else torch.as_tensor(attention_mask)
         labels = None if labels is None else torch.as_tensor(labels)
         if self.model.encoder_decoder:

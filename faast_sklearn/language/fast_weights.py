@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from faast_sklearn.errors import BackboneError
-from faast_sklearn.language.hooks import hooked
+from faast_sklearn.language.hooks import hooked, uncompiled
 
 __all__ = ["FastWeights", "Middle"]
 
@@ -126,7 +126,7 @@ class FastWeights:
             See :func:`~faast_sklearn.language.hooks.hooked`.
         """
         try:
-            with hooked(*self.hooks(lm), private=private):
+            with uncompiled(lm.module, everywhere=not private), hooked(*self.hooks(lm), private=private):
                 yield
         finally:
             self._carried.__dict__.clear()  # of a pass that failed on its way

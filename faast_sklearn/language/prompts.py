@@ -6,7 +6,8 @@ Prompt and answer are tokenised apart, so a prompt has the same ids when an answ
 import re
 import threading
 
-from faast_sklearn.errors import InputError
+from faast_sklearn.backbones.text import n_known_tokens, refuse_unknown_tokens
+from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.inputs import as_samples
 from faast_sklearn.language.exchanges import Exchange, Exchanges
 from faast_sklearn.language.templates import Turn, chat_turn, renderer
@@ -59,6 +60,10 @@ class Prompts:
 
     def __init__(self, lm, template=None):
         self.lm = lm
+        if lm.tokenizer is None:
+            name = type(lm.module).__name__
+            raise BackboneError(f"a language model needs its tokenizer: backbone(({name}, tokenizer)).")
+        self._known = n_known_tokens(getattr(lm, "module", None))
         self._render = renderer(lm, template)
         eos = getattr(lm.tokenizer, "eos_token_id", None)
         self._eos = eos if eos is not None else next(iter(lm.eos_ids), None)
@@ -257,6 +262,7 @@ class Prompts:
                 return_attention_mask=False,
                 verbose=False,
             )
+        refuse_unknown_tokens(encoded["input_ids"], self._known, type(getattr(self.lm, "module", None)).__name__)
         return encoded["input_ids"]
 
     def _with_prefix(self, ids):
