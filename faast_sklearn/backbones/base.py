@@ -18,7 +18,17 @@ import torch
 from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.errors import BackboneError, FaastError, shortened
 
-__all__ = ["Backbone", "Batch", "alike", "frozen", "publish", "random_state", "refuse_random", "run_on_probe"]
+__all__ = [
+    "Backbone",
+    "Batch",
+    "alike",
+    "frozen",
+    "publish",
+    "random_state",
+    "refuse_random",
+    "run_on_probe",
+    "uncompiled",
+]
 
 # Attributes of a backbone that its features do not depend on, or that change while it runs.
 _DECIDE_NOTHING = ("_probed", "default_batch_size", "device", "license", "n_features", "source")
@@ -163,6 +173,38 @@ class Backbone(ABC):
         return fingerprint(type(self), self.modality, self.truncation, self.settings, self.dtype, state)
 
 
+_stance_lock = threading.Lock()
+_stance, _blocks = None, 0
+
+
+@contextlib.contextmanager
+def uncompiled(module, *, everywhere):
+    """Let compiled code step aside for the time of a block: what was compiled without hooks does not see them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    everywhere : bool
+        Also where something else that was compiled may hold the module; False: only if it is compiled in its place.
+    """
+    global _blocks, _stance
+    if not everywhere and not any(getattr(part, "_compiled_call_impl", None) for part in module.modules()):
+        yield
+        return
+    with _stance_lock:  # the stance is one for all threads, and whoever leaves last puts it back
+        if not _blocks:
+            _stance = torch.compiler.set_stance("force_eager")
+            _stance.__enter__()
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _stance_lock:
+            _blocks -= 1
+            if not _blocks:
+                _stance.__exit__(None, None, None)
+
+
 _flags_lock = threading.Lock()
 _flags = weakref.WeakKeyDictionary()  # module -> [passes under way, submodules to put back in training mode]
 
@@ -185,7 +227,7 @@ def frozen(module):
                 part.training = False
         state[0] += 1
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), uncompiled(module, everywhere=False):
             yield
     finally:
         with _flags_lock:

@@ -234,7 +234,7 @@ def language_model_in_memory(module, tokenizer, *, device, dtype, max_length=Non
             f"{type(module).__name__} is no language model with a head; pass a ...ForCausalLM or "
             "...ForConditionalGeneration of transformers."
         )
-    if tokenizer is not None and (not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer)):
+    if not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer):
         raise BackboneError(f"a language model needs its tokenizer: backbone(({type(module).__name__}, tokenizer)).")
     return LanguageModel(module, tokenizer, device, dtype, max_length=max_length)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from faast_sklearn.backbones.base import uncompiled
 from faast_sklearn.errors import BackboneError
-from faast_sklearn.language.hooks import hooked, uncompiled
+from faast_sklearn.language.hooks import hooked
 
 __all__ = ["FastWeights", "Middle"]
 
@@ -126,6 +127,7 @@ class FastWeights:
             See :func:`~faast_sklearn.language.hooks.hooked`.
         """
         try:
+            # What was compiled before has no hooks in it, and what is compiled now would keep them.
             with uncompiled(lm.module, everywhere=not private), hooked(*self.hooks(lm), private=private):
                 yield
         finally:

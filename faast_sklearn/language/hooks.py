@@ -3,46 +3,14 @@
 import threading
 from contextlib import contextmanager
 
-import torch
-
-__all__ = ["hooked", "uncompiled"]
+__all__ = ["hooked"]
 
 _passes = threading.local()
-_stance_lock = threading.Lock()
-_stance, _blocks = None, 0
 
 
 def _innermost():
     stack = getattr(_passes, "stack", None)
     return stack[-1] if stack else None
-
-
-@contextmanager
-def uncompiled(module, *, everywhere):
-    """Let compiled code step aside for the time of a block: what was compiled without hooks does not see them.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    everywhere : bool
-        Also where something else that was compiled may hold the module; False: only if it is compiled in its place.
-    """
-    global _blocks, _stance
-    if not everywhere and not any(getattr(part, "_compiled_call_impl", None) for part in module.modules()):
-        yield
-        return
-    with _stance_lock:  # the stance is one for all threads, and whoever leaves last puts it back
-        if not _blocks:
-            _stance = torch.compiler.set_stance("force_eager")
-            _stance.__enter__()
-        _blocks += 1
-    try:
-        yield
-    finally:
-        with _stance_lock:
-            _blocks -= 1
-            if not _blocks:
-                _stance.__exit__(None, None, None)
 
 
 @contextmanager

@@ -75,6 +75,11 @@ def hidden_states(lm, inputs, where, target, layers=(), weights=None):
         before.append((lm.final_norm, at_norm))
     with frozen(lm.module), hooked(before):
         lm.module(**inputs, use_cache=False)
+    if len(caught) > 1 and target == "embedding":
+        raise BackboneError(
+            f"{type(lm.module).__name__} runs its final norm {len(caught)} times a pass, so that a memory in front of "
+            "it would act each time; use target='residual'."
+        )
     if len(caught) != 1:
         raise BackboneError(f"one pass of {type(lm.module).__name__} reached its output matrix {len(caught)} times.")
     return caught[0], middle

@@ -211,6 +211,7 @@ class Prompts:
         if self.lm.encoder_decoder:
             with _lock:
                 rows = self.lm.tokenizer(text_target=texts, padding=False, truncation=False, verbose=False)["input_ids"]
+            self._refuse_unknown(rows)
             # mBART and its kin write the language after the end.
             ended = [any(token in self.stop_ids for token in ids[-2:]) for ids in rows]
         else:
@@ -262,8 +263,11 @@ class Prompts:
                 return_attention_mask=False,
                 verbose=False,
             )
-        refuse_unknown_tokens(encoded["input_ids"], self._known, type(getattr(self.lm, "module", None)).__name__)
+        self._refuse_unknown(encoded["input_ids"])
         return encoded["input_ids"]
+
+    def _refuse_unknown(self, rows):
+        refuse_unknown_tokens(rows, self._known, type(getattr(self.lm, "module", None)).__name__)
 
     def _with_prefix(self, ids):
         n = len(self._prefix)
