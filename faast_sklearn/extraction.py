@@ -18,7 +18,7 @@ from faast_sklearn.batching import check_batch_size, stream_features
 from faast_sklearn.caching import as_cache
 from faast_sklearn.caching.sample_keys import backbone_fingerprint, digest_of_rows, sample_keys
 from faast_sklearn.caching.stream import stream_cached
-from faast_sklearn.columns import vectors_in
+from faast_sklearn.columns import vectors_in, without_arrow
 from faast_sklearn.device import moments_device, resolve_device, resolve_dtype
 from faast_sklearn.errors import FaastError, InputError, NonFiniteError, SavedFileWarning, shortened
 from faast_sklearn.inputs import as_samples, count_samples, is_pil, refuse_single
@@ -177,11 +177,12 @@ class _BackboneSource:
 
 def _refuse_unread(X, backbone):
     """Raise InputError if X holds texts, paths or images, and the backbone is a module that reads arrays."""
+    X = without_arrow(X)
     X = X.to_numpy() if hasattr(X, "to_numpy") else X
-    if not isinstance(X, (list, tuple, np.ndarray)) or not len(X):
+    if not isinstance(X, (list, tuple, np.ndarray)) or getattr(X, "shape", None) == () or not len(X):
         return
     sample = X[0]
-    while isinstance(sample, (list, tuple, np.ndarray)) and np.ndim(sample) and len(sample):
+    if isinstance(X, np.ndarray) and X.shape[1:] == (1,):  # a table of one column
         sample = sample[0]
     if isinstance(sample, (str, bytes, os.PathLike)) or is_pil(sample):
         kind = "PIL image" if is_pil(sample) else type(sample).__name__

@@ -11,7 +11,7 @@ from faast_sklearn.columns import without_arrow
 from faast_sklearn.errors import InputError, shortened
 from faast_sklearn.sources import as_indexable, is_dataset, is_hf_dataset, labelled_batches
 
-__all__ = ["as_samples", "count_samples", "is_pil", "iter_chunks", "name_sample", "refuse_single"]
+__all__ = ["as_samples", "count_samples", "iter_chunks", "name_sample", "refuse_single"]
 
 _EXPECTED = {
     "image": "a list or array of images or of paths",
