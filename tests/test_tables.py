@@ -27,6 +27,8 @@ X, Y = RNG.normal(size=(24, 3)), np.arange(24) % 2
 LISTS = X.tolist()
 NAMES = np.array(["a", "b"])[Y]
 MINILM = "bundled:minilm-l6"
+# Strings of any length came with numpy 2.
+STRINGS = np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else object
 TEXTS = ["red car", "blue sky", "green tree", "a dog"]
 
 
@@ -55,7 +57,7 @@ LABELS = {
     "pyarrow, booleans": (pa.array((Y == 1).tolist()), np.bool_),
     "pyarrow, a dictionary": (pa.array(NAMES.tolist()).dictionary_encode(), str),
     "pyarrow, a table": (pa.table({"y": NAMES.tolist()}), str),
-    "numpy strings": (NAMES.astype(np.dtypes.StringDType()), str),
+    "numpy strings": (NAMES.astype(STRINGS), str),
 }
 
 
@@ -186,7 +188,7 @@ WORDS = {
     "a pyarrow table": pa.table({"text": TEXTS}),
     "polars": pl.Series(TEXTS),
     "a polars frame": pl.DataFrame({"text": TEXTS}),
-    "numpy strings": np.array(TEXTS, dtype=np.dtypes.StringDType()),
+    "numpy strings": np.array(TEXTS, dtype=STRINGS),
     "string[pyarrow]": pd.Series(TEXTS, dtype="string[pyarrow]"),
 }
 
