@@ -335,7 +335,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         return np.exp(self.predict_log_proba(X))
 
     def score(self, X, y=None, sample_weight=None):
-        """Return the accuracy of :meth:`predict`.
+        """Return the accuracy of ``predict``.
 
         Parameters
         ----------
