@@ -157,9 +157,10 @@ def test_all_ranks_learn_what_one_process_would(on_ranks, size):
 
 
 def _learns_texts(rank, size):
-    from test_seq2seq import logits, opened, pairs, some  # not above: the other tests' processes start without it
+    # Not above: the other tests' processes start without it.
+    from test_seq2seq import chosen, logits, opened, pairs, some
 
-    data, out = pairs(40), {}
+    data, out = chosen(pairs(40), ["cat", "dog"]), {}
     shares = {"halves": [range(15), range(15, 40)][rank], "all to the first": range(0 if rank else 40)}
     for target in ("residual", "embedding"):
         for name, share in shares.items():
@@ -173,11 +174,12 @@ def _learns_texts(rank, size):
 
 @pytest.mark.slow
 def test_ranks_teach_one_language_model(on_ranks):
-    from test_seq2seq import logits, opened, pairs
+    from test_seq2seq import chosen, logits, opened, pairs
 
     first, second = on_ranks(_learns_texts, 2)
     for (target, name), (found, n, tokens, digests) in first.items():
-        whole = FaastSeq2Seq(opened("llama"), target=target, batch_size=5, choices=["cat", "dog"]).fit(*pairs(40))
+        whole = FaastSeq2Seq(opened("llama"), target=target, batch_size=5, choices=["cat", "dog"])
+        whole.fit(*chosen(pairs(40), ["cat", "dog"]))
         # The model runs in float32, whose features depend a little on what else is in a batch.
         torch.testing.assert_close(found, logits(whole), rtol=0, atol=1e-4)
         assert (n, tokens) == (whole.n_samples_seen_, whole.n_tokens_seen_)
