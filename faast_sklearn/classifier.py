@@ -20,12 +20,11 @@ from faast_sklearn.candidates import CandidateMoments, candidate_maps
 from faast_sklearn.compiled import Compiled, Settings
 from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
 from faast_sklearn.extraction import FrozenBackboneMixin
-from faast_sklearn.inputs import count_samples
+from faast_sklearn.inputs import count_samples, with_labels
 from faast_sklearn.persistence.not_saved import NotSaved
 from faast_sklearn.persistence.records import CLASSIFIER
 from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.refinement import refine_while_it_helps
-from faast_sklearn.sources import as_indexable, is_dataset
 from faast_sklearn.targets import check_labels, union_of_labels
 from faast_sklearn.turns import changing
 from faast_sklearn.values import check_values, class_values
@@ -350,9 +349,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         float
             Share of the samples, or of their weight, that is predicted right.
         """
-        if y is None and is_dataset(X):
-            X = as_indexable(X)
-            y = X.labels()
+        X, y = with_labels(X, y)
         y = y if y is None else check_labels(y, "y")  # scikit-learn has a message of its own for that
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 
-from faast_sklearn.errors import ConditionWarning
+from faast_sklearn.errors import ConditionWarning, listed
 
 __all__ = [
     "LEAST_SPREAD",
@@ -196,16 +196,12 @@ def _reasons(scatter, variances, solver, alpha):
         if again.any():
             first, second = np.nonzero(again)
             pairs = [f"{varying[i]} and {varying[j]}" for i, j in zip(first, second, strict=True)]
-            reasons.append(f"equal up to scale: {_listed(pairs)}")
+            reasons.append(f"equal up to scale: {listed(pairs, _MOST_NAMED)}")
     return reasons
 
 
 def _named(columns):
-    return "column " + _listed([str(column) for column in columns])
-
-
-def _listed(names):
-    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+    return "column " + listed([str(column) for column in columns], _MOST_NAMED)
 
 
 def _caller():

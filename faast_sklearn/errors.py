@@ -4,6 +4,9 @@ Each error is also the built-in type that scikit-learn users already catch (``Va
 ``ImportError``, ``RuntimeError``), so ``except ValueError`` keeps working.
 """
 
+import difflib
+from pathlib import Path
+
 __all__ = [
     "BackboneError",
     "ConditionWarning",
@@ -53,6 +56,40 @@ def shortened(value, most=60, *, quoted=True):
         return text
     end = (most - 3) // 3
     return f"{text[: most - 3 - end]}...{text[-end:]}"
+
+
+def listed(names, most):
+    """Return the first of some names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def nearest(value, known, cutoff=0.6):
+    """Return what is most like a value among what is known: equal but for case and spaces, else of like letters.
+
+    Returns
+    -------
+    object or None
+        None if nothing is near.
+
+    Examples
+    --------
+    >>> from faast_sklearn.errors import nearest
+    >>> nearest("True", [False, True]), nearest("cta", ["cat", "dog"]), nearest("x", ["cat", "dog"])
+    (True, 'cat', None)
+    """
+    names = {str(one): one for one in known}
+    for name, one in names.items():
+        if name.strip().casefold() == str(value).strip().casefold():
+            return one
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None
+
+
+def refuse_missing_parent(path):
+    """Raise FileNotFoundError if the folder that a file or folder is to be made in does not exist."""
+    parent = Path(path).absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(parent)!r} does not exist; make it first, or choose another.")
 
 
 class InputError(FaastError, ValueError):

@@ -177,12 +177,15 @@ class _BackboneSource:
 
 def _refuse_unread(X, backbone):
     """Raise InputError if X holds texts, paths or images, and the backbone is a module that reads arrays."""
-    X = without_arrow(X)
-    X = X.to_numpy() if hasattr(X, "to_numpy") else X
-    if not isinstance(X, (list, tuple, np.ndarray)) or getattr(X, "shape", None) == () or not len(X):
+    known = isinstance(X, (list, tuple, np.ndarray)) or any(hasattr(X, name) for name in ("to_numpy", "column_names"))
+    if not known or getattr(X, "shape", None) == () or is_dataset(X):
         return
-    sample = X[0]
-    if isinstance(X, np.ndarray) and X.shape[1:] == (1,):  # a table of one column
+    first = without_arrow(X[:1])
+    first = first.to_numpy() if hasattr(first, "to_numpy") else first
+    if not isinstance(first, (list, tuple, np.ndarray)) or not len(first):
+        return
+    sample = first[0]
+    if isinstance(first, np.ndarray) and first.shape[1:] == (1,):  # a table of one column
         sample = sample[0]
     if isinstance(sample, (str, bytes, os.PathLike)) or is_pil(sample):
         kind = "PIL image" if is_pil(sample) else type(sample).__name__

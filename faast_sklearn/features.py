@@ -146,11 +146,10 @@ class BackboneFeatures(
         """
         known = self
         if "n_features_out_" not in self.__dict__:
-            source = copy.copy(self)._open_source(reset=True)
-            if source.n_features is None:
-                raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
             known = copy.copy(self)
-            known._n_features_out = source.n_features
+            known._n_features_out = known._open_source(reset=True).n_features
+            if known._n_features_out is None:
+                raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
         # Names of what is no table of numbers are those of columns of images or texts.
         return super(BackboneFeatures, known).get_feature_names_out(input_features if self._reads_rows() else None)
 

@@ -279,6 +279,14 @@ def count_samples(X):
     return None
 
 
+def with_labels(X, y):
+    """Return X and its labels: those given, or those that a dataset brings."""
+    if y is not None or not is_dataset(X):
+        return X, y
+    X = as_indexable(X)
+    return X, X.labels()
+
+
 def iter_chunks(X, y=None, sample_weight=None):
     """Iterate over labelled data: all at once where it is sized, batch by batch where it streams.
 
@@ -309,9 +317,7 @@ def iter_chunks(X, y=None, sample_weight=None):
     >>> [len(X) for X, y, weight in iter_chunks(batch for batch in [(["a", "b"], [0, 1]), (["c"], [0])])]
     [2, 1]
     """
-    if y is None and is_dataset(X):
-        X = as_indexable(X)
-        y = X.labels()
+    X, y = with_labels(X, y)
     # What cannot be samples is left to whoever knows what is expected.
     no_batches = (str, bytes, os.PathLike, Mapping, Set)
     single = X is None or isinstance(X, no_batches) or getattr(X, "shape", None) == () or is_pil(X)

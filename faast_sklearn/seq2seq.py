@@ -317,12 +317,10 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         X, y = as_samples(X, "text"), targets_of(y)
         if len(X) != len(y):
             raise InputError(f"X has {len(X)} samples and y has {len(y)}; pass one target for each.")
-        if self.choices is not None:
-            refuse_other_targets(y, self.choices)
-        found = self.predict(X)
-        if self.choices is not None:
-            return float(np.mean([a == b for a, b in zip(found, y, strict=True)]))
-        return text_score(list(found), list(y), self.scoring)
+        if self.choices is None:
+            return text_score(list(self.predict(X)), list(y), self.scoring)
+        refuse_other_targets(y, self.choices)
+        return float(np.mean([a == b for a, b in zip(self.predict(X), y, strict=True)]))
 
     def perplexity(self, X, y=None):
         """Return the perplexity a token of answers, or of plain texts; smaller is better.

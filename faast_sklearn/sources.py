@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faast_sklearn.errors import InputError, shortened
+from faast_sklearn.errors import InputError, listed, shortened
 
-__all__ = ["IndexableDataset", "as_indexable", "image_folder", "is_dataset", "labelled_batches", "refuse_unlabelled"]
+__all__ = [
+    "IndexableDataset",
+    "as_indexable",
+    "image_folder",
+    "is_class_label",
+    "is_dataset",
+    "labelled_batches",
+    "refuse_unlabelled",
+]
 
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 _MOST_NAMED = 8
@@ -76,7 +84,7 @@ def image_folder(path, extensions=None):
         found = [file for file in files if file.lower().endswith(endings)]
         if not found:
             raise InputError(
-                f"Class folder {str(root / name)!r} holds no images ending in {_listed(endings)}; "
+                f"Class folder {str(root / name)!r} holds no images ending in {listed(endings, _MOST_NAMED)}; "
                 "remove the folder or name its endings with extensions=."
             )
         others += [file for file in files if not file.lower().endswith(endings)]
@@ -86,7 +94,7 @@ def image_folder(path, extensions=None):
         kinds = sorted({os.path.splitext(file)[1].lower() or "no ending" for file in others})
         warnings.warn(
             f"{len(others)} files in {shortened(str(root), most=200)} have endings that are not those of images "
-            f"({_listed(kinds)}) and were left out; name endings with extensions= to choose.",
+            f"({listed(kinds, _MOST_NAMED)}) and were left out; name endings with extensions= to choose.",
             stacklevel=2,
         )
     return np.array(paths, dtype=object), np.array(labels)
@@ -101,18 +109,14 @@ def _endings(extensions):
     return tuple(sorted(ending for ending, kind in registered.items() if kind in Image.OPEN))
 
 
-def _listed(names):
-    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
-
-
 def _refuse_splits(root, classes):
     splits = [name for name in classes if name.lower() in _SPLITS]
     nested = [name for name in splits if any(entry.is_dir() for entry in (root / name).iterdir())]
     if splits == classes or len(nested) > 1:
         one = nested[0] if nested else splits[0]
         raise InputError(
-            f"Image folder {str(root)!r} holds {_listed(splits)}, which are parts of a data set and not classes; "
-            f"list one of them, image_folder({str(root / one)!r}), with a folder a class inside."
+            f"Image folder {str(root)!r} holds {listed(splits, _MOST_NAMED)}, which are parts of a data set and not "
+            f"classes; list one of them, image_folder({str(root / one)!r}), with a folder a class inside."
         )
 
 
@@ -197,6 +201,11 @@ def is_dataset(X):
     )
 
 
+def is_class_label(dataset, name):
+    """Whether a column of a Hugging Face dataset holds numbers of classes."""
+    return type((dataset.features or {}).get(name)).__name__ == "ClassLabel"
+
+
 def refuse_unlabelled(labels, name):
     """Raise InputError for the -1 that stands for no label in a ``ClassLabel`` column of a Hugging Face dataset."""
     without = np.flatnonzero(np.asarray(labels) == -1)
@@ -228,7 +237,7 @@ def labelled_batches(stream, size=256):
             "in X.batch(256))."
         )
     for rows in stream.batch(size):
-        if type(features[label]).__name__ == "ClassLabel":
+        if is_class_label(stream, label):
             refuse_unlabelled(rows[label], label)
         if isinstance(rows[label][0], (list, np.ndarray)):  # it streams batches already
             yield from zip(rows[column], rows[label], strict=True)
@@ -242,7 +251,7 @@ def _hf_columns(dataset, column, label):
         if name is not None and name not in names:
             raise InputError(f"The dataset has no column {name!r}; its columns are {names}.")
     if label is None:
-        classes = [n for n in names if type(features[n]).__name__ == "ClassLabel" and n != column]
+        classes = [n for n in names if is_class_label(dataset, n) and n != column]
         usual = [n for n in ("label", "labels") if n in names and n != column]
         label = usual[0] if usual else classes[0] if len(classes) == 1 else None
     if column is None:
@@ -350,7 +359,7 @@ class IndexableDataset:
                     "pass y, or as_indexable(dataset, label='NAME')."
                 )
             found = dataset.with_format("numpy", columns=[self.label])[self.label][:]
-            if type(dataset.features[self.label]).__name__ == "ClassLabel":
+            if is_class_label(dataset, self.label):
                 refuse_unlabelled(found[self.positions], self.label)
             return found
         if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:

@@ -1,6 +1,5 @@
 """What users pass as y and as weights: labels that can be sorted, and one weight a row."""
 
-import difflib
 import numbers
 from collections.abc import Iterator, Mapping, Set
 
@@ -9,8 +8,8 @@ from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from faast_sklearn.columns import column_array
-from faast_sklearn.errors import InputError, shortened
-from faast_sklearn.sources import refuse_unlabelled
+from faast_sklearn.errors import InputError, nearest, shortened
+from faast_sklearn.sources import is_class_label, refuse_unlabelled
 
 __all__ = ["balanced_factors", "check_labels", "named_weights", "row_weights", "union_of_labels"]
 
@@ -49,7 +48,7 @@ def check_labels(y, name):
     if isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "biuU" and len(y):
         return y  # nothing can be wrong with these, and checking costs more than learning a few rows
     column = getattr(y, "column_name", None)  # of a Hugging Face dataset
-    if column is not None and type(getattr(y.source, "features", {}).get(column)).__name__ == "ClassLabel":
+    if column is not None and is_class_label(y.source, column):
         y = np.asarray(y[:])
         refuse_unlabelled(y, column)
     y = column_array(_only_column(y), name, _DROP)
@@ -197,9 +196,8 @@ def _refuse_unmatched(class_weight, labels, stream):
     if not never and (stream or not unmatched or not unweighted):
         return
     key = (never or unmatched)[0]
-    alike = [label for label in labels if str(label).strip().casefold() == str(key).strip().casefold()]
-    near = difflib.get_close_matches(str(key), [str(label) for label in labels], n=1)
-    meant = f"; did you mean {(alike or near)[0]!r}?" if alike or near else "."
+    near = nearest(key, labels)
+    meant = "." if near is None else f"; did you mean {near!r}?"
     raise InputError(
         f"class_weight names {shortened(key)} ({type(key).__name__}), which is no label; labels are "
         f"{shortened(labels, 120)} ({type(labels[0]).__name__}){meant}"

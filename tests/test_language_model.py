@@ -1,5 +1,3 @@
-import gc
-
 import pytest
 import torch
 import transformers as tr
@@ -272,7 +270,7 @@ def test_folders_open_frozen_and_once(dtype, tiny_folder):
         ("t5", "T5ForConditionalGeneration"),
     ):
         handle = backbone(tiny_folder(name))
-        gc.collect()  # what other tests have let go of
+        release_backbones()  # what other tests have opened or let go of
         before = open_count()
         lm = handle.open_language_model("cpu", dtype)
         assert handle.open_language_model("cpu", dtype) is lm

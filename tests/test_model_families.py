@@ -222,6 +222,7 @@ def test_steps_that_are_not_known_are_refused_in_memory_and_in_a_folder(sentence
 
 
 def test_a_sentence_transformer_in_an_estimator(sentences, tmp_path):
+    from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     model = sentences(Pooling(16, "mean"))
@@ -231,6 +232,11 @@ def test_a_sentence_transformer_in_an_estimator(sentences, tmp_path):
     np.testing.assert_allclose(theirs.predict_proba(TEXTS), clf.predict_proba(TEXTS), atol=1e-9)
     named = FaastClassifier(model, device="cpu", values="text").fit(None, ["cat", "dog"])
     assert set(named.predict(["the cat", "a dog"])) <= {"cat", "dog"}
+    dense = sentences(Pooling(16, "mean"), Dense(16, 5))
+    dense.train()
+    features(dense)
+    assert dense[2].training  # what is the caller's stays as it was
+    assert all(parameter.requires_grad for parameter in dense[2].parameters())
     with pytest.raises(BackboneError, match="reads texts by itself; pass it alone"):
         backbone((model, tiny_tokenizer())).open("cpu")
 

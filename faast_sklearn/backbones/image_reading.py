@@ -14,7 +14,7 @@ import torch
 from faast_sklearn.backbones.optional import require
 from faast_sklearn.errors import InputError, shortened
 
-__all__ = ["encoded_image", "load_pixels", "open_image", "read_image", "rounded"]
+__all__ = ["encoded_image", "load_pixels", "open_image", "read_image", "rounded", "says_its_scale"]
 
 _CHANNELS = (1, 3, 4)
 _KEEP = 3  # reducing to 2 times the target costs up to 0.007 in a feature's cosine, to 3 times 0.0001
@@ -256,6 +256,11 @@ def _upright(image, shrink_to):
     return image if turn is None else image.transpose(Image.Transpose(turn))
 
 
+def says_its_scale(image):
+    """Whether a PIL image of mode "I" is of a 16-bit file; what else is in that mode may have any scale."""
+    return image.format in ("PNG", "PPM")
+
+
 def _is_deep(image):
     return image.mode.startswith(("I", "F"))
 
@@ -302,11 +307,8 @@ def _scaled(array, image=None):
         return _eight_bits_if(array, 255 * 2 * np.finfo(array.dtype).eps)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return _eight_bits_if(array.astype(np.float64) / 257, 0.0)
-    told = f"integer image of dtype {array.dtype} with values from {low} to {high}"
     if image is not None:
-        # 16-bit files are opened in mode "I"; what else is in it may have any scale.
-        sixteen = image.format in ("PNG", "PPM")
-        if low < 0 or high > 65535 or (0 < high < 256 and not sixteen):
+        if low < 0 or high > 65535 or (0 < high < 256 and not says_its_scale(image)):
             raise InputError(
                 f"PIL image of mode 'I' with values from {low} to {high}, whose scale is unknown; "
                 "pass image.convert('L') for 8 bits, np.asarray(image).astype(np.uint16) for 16."
@@ -314,8 +316,8 @@ def _scaled(array, image=None):
         return _eight_bits_if(array.astype(np.float64) / 257, 0.0)
     if low < 0 or high > 255:
         raise InputError(
-            f"{told}: 8 or 16 bits cannot be told; pass image.astype(np.uint8) for 8 bits, "
-            "image.astype(np.uint16) for 16, or floats in [0, 1]."
+            f"integer image of dtype {array.dtype} with values from {low} to {high}: 8 or 16 bits cannot be told; pass "
+            "image.astype(np.uint8) for 8 bits, image.astype(np.uint16) for 16, or floats in [0, 1]."
         )
     return array.astype(np.uint8)
 

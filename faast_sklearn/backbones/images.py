@@ -147,9 +147,11 @@ class ImageBackbone(Backbone):
         stripes = np.arange(size[0] * size[1] * 3, dtype=np.uint32).reshape(*size, 3) % 251
         batch = self.collate([self.load(stripes.astype(np.uint8))])
         name = type(self.module).__name__
-        return run_on_probe(name, "images", lambda: refuse_random(name, self.dtype, lambda: self.forward(batch))).shape[
-            1
-        ]
+
+        def twice():
+            return refuse_random(name, self.dtype, lambda: self.forward(batch))
+
+        return run_on_probe(name, "images", twice).shape[1]
 
     def load(self, sample):
         """Read one image as a tensor of shape (1 or 3, h, w), uint8 or float32, from 0 to 255."""

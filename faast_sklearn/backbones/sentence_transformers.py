@@ -1,5 +1,6 @@
 """Settings that a sentence-transformers folder keeps beside a model's weights."""
 
+import functools
 import json
 
 import torch
@@ -17,6 +18,10 @@ _POOLING_MODES = {
     "pooling_mode_lasttoken": "last",
 }
 _POOLING_NAMES = {"lasttoken": "last", "weightedmean": "weighted_mean", "mean_sqrt_len_tokens": "mean_sqrt_len"}
+
+
+# Steps without anything of their own behind the model.
+_PLAIN = ("Transformer", "Dropout")
 
 
 class SentenceSettings:
@@ -42,13 +47,31 @@ class SentenceSettings:
         self.head = None
         self.include_prompt = True
 
-    def finish(self, steps, truncate_dim):
-        """Take the steps after the pooling, and how many of the numbers are kept at last."""
+    def read(self, parts, dtype, truncate_dim):
+        """Take over the parts of a pipeline, in their order, and how many of the numbers are kept at last.
+
+        Parameters
+        ----------
+        parts : iterable of (str, dict, callable)
+            Kind and configuration of each, and what returns its layer, where it has one.
+        dtype : torch.dtype
+        truncate_dim : int or None
+        """
+        steps = []
+        for kind, config, layer in parts:
+            if kind == "Pooling":
+                self.pooling, self.include_prompt = _pooling(config), bool(config.get("include_prompt", True))
+            elif kind == "Normalize":
+                steps.append(_Normalize())
+            elif kind in ("Dense", "LayerNorm"):
+                steps += [_Upcast(dtype), layer()]
+            else:
+                _refuse_step(kind, config)
+            _refuse_wiring(kind, config)
         if truncate_dim is not None:
-            steps = [*steps, _First(int(truncate_dim))]
+            steps.append(_First(int(truncate_dim)))
         if steps:
-            self.head = torch.nn.Sequential(*steps).eval().requires_grad_(False)
-        return self
+            self.head = torch.nn.Sequential(*steps)
 
 
 class _First(torch.nn.Module):
@@ -110,22 +133,20 @@ def read_sentence_settings(fetch, device, dtype):
     prompts = _json(fetch("config_sentence_transformers.json")) or {}
     if prompts.get("default_prompt_name"):
         settings.prompt = (prompts.get("prompts") or {}).get(prompts["default_prompt_name"], "")
-    steps = []
-    for entry in modules:
-        kind, folder = entry["type"].rsplit(".", 1)[-1], entry.get("path", "")
-        config = _json(fetch(f"{folder}/config.json")) or {} if kind not in ("Transformer", "Dropout") else {}
-        if kind == "Pooling":
-            settings.pooling, settings.include_prompt = _pooling(config), bool(config.get("include_prompt", True))
-        elif kind == "Normalize":
-            steps.append(_Normalize())
-        elif kind == "Dense":
-            steps += [_Upcast(dtype), _dense(config, _state(fetch, folder), folder).to(device=device, dtype=dtype)]
-        elif kind == "LayerNorm":
-            steps += [_Upcast(dtype), _layer_norm(_state(fetch, folder)).to(device=device, dtype=dtype)]
-        else:
-            _refuse_step(kind, transformer if kind == "Transformer" else {})
-        _refuse_wiring(kind, config)
-    return settings.finish(steps, prompts.get("truncate_dim"))
+
+    def parts():
+        for entry in modules:
+            kind, folder = entry["type"].rsplit(".", 1)[-1], entry.get("path", "")
+            if kind in _PLAIN:
+                yield kind, transformer if kind == "Transformer" else {}, None
+            else:
+                config = _json(fetch(f"{folder}/config.json")) or {}
+                yield kind, config, functools.partial(_stored_layer, kind, config, fetch, folder)
+
+    settings.read(parts(), dtype, prompts.get("truncate_dim"))
+    if settings.head is not None:
+        settings.head.to(device, dtype).eval().requires_grad_(False)
+    return settings
 
 
 def settings_of(model, dtype):
@@ -151,29 +172,22 @@ def settings_of(model, dtype):
     settings.lower = bool(getattr(reader, "do_lower_case", False))
     if getattr(model, "default_prompt_name", None):
         settings.prompt = (model.prompts or {}).get(model.default_prompt_name) or ""
-    steps = []
-    for part in (reader, *others):
-        kind = type(part).__name__
-        config = part.get_config_dict() if part is not reader and hasattr(part, "get_config_dict") else {}
-        if kind == "Pooling":
-            settings.pooling, settings.include_prompt = _pooling(config), bool(config.get("include_prompt", True))
-        elif kind == "Normalize":
-            steps.append(_Normalize())
-        elif kind == "Dense":
-            steps += [_Upcast(dtype), torch.nn.Sequential(part.linear, part.activation_function)]
-        elif kind == "LayerNorm":
-            steps += [_Upcast(dtype), part.norm]
-        else:
-            _refuse_step(kind, vars(part))
-        _refuse_wiring(kind, config)
-    return settings.finish(steps, getattr(model, "truncate_dim", None))
+
+    def parts():
+        yield type(reader).__name__, vars(reader), None
+        for part in others:
+            config = part.get_config_dict() if hasattr(part, "get_config_dict") else {}
+            yield type(part).__name__, config, functools.partial(_own_layer, part)
+
+    settings.read(parts(), dtype, getattr(model, "truncate_dim", None))
+    return settings
 
 
 def _refuse_step(kind, config):
     """Raise BackboneError for a step that is not known, or reads or gives something else than token states."""
     task = config.get("transformer_task", "feature-extraction")
     output = config.get("module_output_name", "token_embeddings")
-    if kind not in ("Transformer", "Dropout"):
+    if kind not in _PLAIN:
         raise BackboneError(
             f"a step of type {kind!r} of sentence-transformers is not supported; pass pooling='mean' (or another) to "
             "ignore the sentence-transformers settings."
@@ -204,13 +218,18 @@ def _pooling(config):
     return chosen[0]
 
 
-def _layer_norm(state):
-    norm = torch.nn.LayerNorm(len(next(iter(state.values()))))
-    norm.load_state_dict({key.removeprefix("norm."): value for key, value in state.items()})
-    return norm
+def _own_layer(part):
+    """Return the layer of a step in memory, which stays the caller's."""
+    return part.norm if hasattr(part, "norm") else torch.nn.Sequential(part.linear, part.activation_function)
 
 
-def _dense(config, state, folder):
+def _stored_layer(kind, config, fetch, folder):
+    """Return the layer of a folder's step, with its weights."""
+    state = _state(fetch, folder)
+    if kind == "LayerNorm":
+        norm = torch.nn.LayerNorm(len(next(iter(state.values()))))
+        norm.load_state_dict({key.removeprefix("norm."): value for key, value in state.items()})
+        return norm
     linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     linear.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
     name = config.get("activation_function", "torch.nn.modules.linear.Identity").rsplit(".", 1)[-1]

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.image_reading import encoded_image, load_pixels
+from faast_sklearn.backbones.image_reading import encoded_image, load_pixels, says_its_scale
 from faast_sklearn.errors import InputError
 from faast_sklearn.inputs import is_pil
 from faast_sklearn.loading import Loader
@@ -136,7 +136,7 @@ class _Reader:
 def _update_image(digest, image):
     """Feed a digest with all that reading uses of an image in memory."""
     load_pixels(image)
-    _update(digest, ("image", image.mode, image.format in ("PNG", "PPM"), image.size, image.tobytes()))
+    _update(digest, ("image", image.mode, says_its_scale(image), image.size, image.tobytes()))
     palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
     _update(digest, (palette, repr(image.info.get("transparency")), image.getexif().get(0x0112)))
 

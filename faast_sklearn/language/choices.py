@@ -1,7 +1,6 @@
 """How likely a language model finds each of some answers."""
 
 import copy
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Set
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.base import Batch, frozen, publish
-from faast_sklearn.errors import BackboneError, InputError, shortened
+from faast_sklearn.errors import BackboneError, InputError, nearest, shortened
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.running import Runner
 
@@ -230,11 +229,8 @@ def refuse_other_targets(targets, choices):
     known = set(choices)
     for i, target in enumerate(targets):
         if target not in known:
-            alike = [choice for choice in choices if choice.strip().casefold() == target.strip().casefold()]
-            nearest = [*alike, *difflib.get_close_matches(target, choices, n=1, cutoff=0.0)][0]
-            raise InputError(
-                f"y[{i}] is {shortened(target)}, which is none of choices; the nearest is {shortened(nearest)}."
-            )
+            near = shortened(nearest(target, choices, cutoff=0.0))
+            raise InputError(f"y[{i}] is {shortened(target)}, which is none of choices; the nearest is {near}.")
 
 
 def deciding_tokens(prompts, choices):

@@ -10,7 +10,7 @@ import torch
 
 from faast_sklearn.backbones.base import alike, frozen
 from faast_sklearn.backbones.quiet import quiet_transformers
-from faast_sklearn.errors import BackboneError
+from faast_sklearn.errors import BackboneError, refuse_missing_parent
 
 __all__ = ["save_folded"]
 
@@ -34,8 +34,7 @@ def save_folded(lm, weights, folder):
     folder = Path(folder)
     if folder.is_file():
         raise BackboneError(f"{str(folder)!r} is a file; pass a folder.")
-    if not folder.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(folder.absolute().parent)!r} does not exist; make it first.")
+    refuse_missing_parent(folder)
     plain = _merged(lm.module)
     with weights.attached(lm, private=True):
         expected = _probe(lm, lm.module)

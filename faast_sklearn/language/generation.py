@@ -56,7 +56,7 @@ class Generator(Runner):
     >>> from types import SimpleNamespace
     >>> from faast_sklearn.language.generation import Generator
     >>> lm = SimpleNamespace(module=None, limit=100, encoder_decoder=False, eos_ids=(2,), pad_id=0, dtype=torch.float32,
-    ...                      device=torch.device("cpu"), default_batch_size=16)
+    ...                      device=torch.device("cpu"), default_batch_size=16, reads_mask=True)
     >>> Generator(lm, max_new_tokens=80, num_beams=4).room
     50
     >>> Generator(lm, generation_config={"temprature": 0.5})
@@ -84,6 +84,7 @@ class Generator(Runner):
         self.room = self.max_new_tokens if lm.limit is None else min(self.max_new_tokens, max(1, lm.limit // 2))
         self.default_batch_size = max(1, lm.default_batch_size // int(own["num_beams"]))
         stops = own["eos_token_id"]
+        self._reads_mask = lm.reads_mask  # found out here, not by the threads that collate
         self._stops = {stops} if isinstance(stops, numbers.Integral) else set(stops or ())
 
     def collate(self, items):
@@ -91,7 +92,7 @@ class Generator(Runner):
         groups = {}
         for k, item in enumerate(items):
             # What reads padding as text runs alone: those known (RWKV) mix up the states of a batch too.
-            alone = None if self.lm.reads_mask else k
+            alone = None if self._reads_mask else k
             groups.setdefault((self._most(item), alone), []).append(k)
         side = "right" if self.lm.encoder_decoder else "left"
         inputs = [

@@ -16,7 +16,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 
-from faast_sklearn.errors import SavedFileError
+from faast_sklearn.errors import SavedFileError, refuse_missing_parent
 
 __all__ = ["ABANDONED", "digest_of_file", "read_archive", "replaced", "sync_folder", "write_archive"]
 
@@ -163,8 +163,7 @@ def replaced(path):
     Path
     """
     path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first, or choose another.")
+    refuse_missing_parent(path)
     for left in path.parent.glob(f".{path.name}.*.part"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from faast_sklearn.errors import SavedFileError, SavedFileWarning
+from faast_sklearn.errors import SavedFileError, SavedFileWarning, refuse_missing_parent
 from faast_sklearn.persistence.archive import read_archive, write_archive
 from faast_sklearn.persistence.estimators import pack_estimator, register, unpack_estimator
 from faast_sklearn.persistence.stored_weights import remove_others
@@ -68,10 +68,7 @@ def save(estimator, path, *, moments=True, backbone=False):
     if folder is not None:
         if folder.is_file():
             raise SavedFileError(f"{text!r} is a file; with the backbone's weights it takes a folder.")
-        if not folder.absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"the folder {str(folder.absolute().parent)!r} does not exist; make it first, or choose another."
-            )
+        refuse_missing_parent(folder)
         folder.mkdir(exist_ok=True)
     out = Sink(moments, folder if backbone else None)
     node = pack_estimator(estimator, out)
