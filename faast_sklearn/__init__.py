@@ -6,13 +6,13 @@ language model a task, and ``BackboneFeatures`` gives the features alone. ``back
 """
 
 from faast_sklearn.backbones import backbone, list_backbones, register_backbone, release_backbones
-from faast_sklearn.caching import FeatureCache
-from faast_sklearn.classifier import FaastClassifier
-from faast_sklearn.features import BackboneFeatures
-from faast_sklearn.merging import merge
+from faast_sklearn.estimators.classifier import FaastClassifier
+from faast_sklearn.estimators.features import BackboneFeatures
+from faast_sklearn.estimators.merging import merge
+from faast_sklearn.estimators.seq2seq import FaastSeq2Seq
+from faast_sklearn.features.cache import FeatureCache
+from faast_sklearn.inputs.datasets import as_indexable, image_folder
 from faast_sklearn.persistence.saving import load, save
-from faast_sklearn.seq2seq import FaastSeq2Seq
-from faast_sklearn.sources import as_indexable, image_folder
 
 __version__ = "0.1.0"
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from faast_sklearn.backbones.optional import explain_imports
 from faast_sklearn.errors import FaastError, InputError
-from faast_sklearn.parts import Student, adopt_part, balanced_weights, label_counts
+from faast_sklearn.estimators.parts import Student, adopt_part, balanced_weights, label_counts
+from faast_sklearn.optional import explain_imports
 
 with explain_imports("dask", "faast-sklearn[dask]"):
     import dask

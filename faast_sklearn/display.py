@@ -6,9 +6,9 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from faast_sklearn.backbones.optional import require
 from faast_sklearn.errors import InputError
-from faast_sklearn.few_shot import few_shot_score
+from faast_sklearn.few_shot.score import few_shot_score
+from faast_sklearn.optional import require
 from faast_sklearn.selection import alpha_path
 
 __all__ = ["AlphaPathDisplay", "FewShotCurveDisplay"]

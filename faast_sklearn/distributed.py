@@ -11,15 +11,15 @@ import inspect
 import torch
 import torch.distributed
 
-from faast_sklearn.candidates import CandidateMoments
-from faast_sklearn.cross_moments import CrossMoments
 from faast_sklearn.errors import FaastError, InputError
+from faast_sklearn.estimators.parts import Part, Student, adopt_part, balanced_weights, known_part, label_counts
+from faast_sklearn.inputs.labels import union_of_labels
 from faast_sklearn.language.moments import LanguageMoments, TokenMoments
 from faast_sklearn.language.reserve import Reserve, Sample
-from faast_sklearn.moments import ClassMoments
-from faast_sklearn.parts import Part, Student, adopt_part, balanced_weights, known_part, label_counts
-from faast_sklearn.scatter import PENDING_ROWS, Scatter, mirror
-from faast_sklearn.targets import union_of_labels
+from faast_sklearn.moments.candidates import CandidateMoments
+from faast_sklearn.moments.class_moments import ClassMoments
+from faast_sklearn.moments.cross_moments import CrossMoments
+from faast_sklearn.moments.scatter import PENDING_ROWS, Scatter, mirror
 
 __all__ = ["all_reduce", "fit", "partial_fit"]
 

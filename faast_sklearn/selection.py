@@ -13,11 +13,11 @@ from scipy.stats import rankdata
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
 
-from faast_sklearn.accumulation import accumulate_folds
-from faast_sklearn.candidates import CandidateMoments
 from faast_sklearn.errors import InputError
-from faast_sklearn.inputs import count_samples
-from faast_sklearn.solvers import decompose, pinv_filter, ridge_filter
+from faast_sklearn.inputs.samples import count_samples
+from faast_sklearn.moments.candidates import CandidateMoments
+from faast_sklearn.moments.collect import accumulate_folds
+from faast_sklearn.solvers.closed_form import decompose, pinv_filter, ridge_filter
 
 __all__ = ["AlphaPath", "alpha_path", "kfold_errors"]
 

@@ -5,9 +5,11 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
-from faast_sklearn import FaastClassifier, accumulation, candidates
-from faast_sklearn.accumulation import _Recent
-from faast_sklearn.candidates import CandidateMoments
+from faast_sklearn import FaastClassifier
+from faast_sklearn.moments import candidates
+from faast_sklearn.moments import collect as accumulation
+from faast_sklearn.moments.candidates import CandidateMoments
+from faast_sklearn.moments.collect import _Recent
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:600], Y[:600]

@@ -22,8 +22,8 @@ from faast_sklearn.backbones import (
     register_backbone,
     release_backbones,
 )
-from faast_sklearn.backbones.optional import require
 from faast_sklearn.errors import BackboneError, InputError, MissingDependencyError, UnknownBackboneError
+from faast_sklearn.optional import require
 
 
 class Doubling(Backbone):

@@ -6,7 +6,7 @@ import torch
 from conftest import encode, tiny_model, tiny_tokenizer
 
 from faast_sklearn.backbones import backbone
-from faast_sklearn.backbones.text import pool
+from faast_sklearn.backbones.transformers.text import pool
 from faast_sklearn.errors import BackboneError, InputError
 
 TEXTS = ["the cat sat", "a", "", "one two three red green blue house", "unknownword dog"]

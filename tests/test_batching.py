@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from faast_sklearn.backbones import Backbone
-from faast_sklearn.batching import stream_features
 from faast_sklearn.errors import (
     BackboneError,
     InputError,
@@ -22,8 +21,9 @@ from faast_sklearn.errors import (
     OutOfMemoryError,
     TruncationWarning,
 )
+from faast_sklearn.features.loop import stream_features
+from faast_sklearn.features.progress import Report
 from faast_sklearn.inputs import as_samples
-from faast_sklearn.progress import Report
 
 
 class Fake(Backbone):
@@ -108,7 +108,7 @@ def test_the_number_of_threads_does_not_change_results(monkeypatch):
     values = np.random.default_rng(0).normal(size=50)
     found = []
     for n_threads in (0, 1, 5):
-        monkeypatch.setattr("faast_sklearn.loading._n_threads", lambda *_, n=n_threads: n)
+        monkeypatch.setattr("faast_sklearn.features.loader._n_threads", lambda *_, n=n_threads: n)
         found.append([(i.tolist(), f.tolist()) for i, f in stream_features(Fake("image"), values, batch_size=7)])
     assert found[0] == found[1] == found[2]
 
@@ -166,7 +166,7 @@ def test_closing_does_not_wait_for_what_is_not_needed(monkeypatch):
             time.sleep(0.002)
             return super().load(sample)
 
-    monkeypatch.setattr("faast_sklearn.loading._n_threads", lambda *_: 2)
+    monkeypatch.setattr("faast_sklearn.features.loader._n_threads", lambda *_: 2)
     backbone = Slow("image")
     stream = stream_features(backbone, np.zeros(1000), batch_size=200)
     next(stream)

@@ -28,10 +28,10 @@ from faast_sklearn import (
 )
 from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.backbones.modules import ModuleBackbone
-from faast_sklearn.caching import as_cache, directory_store, sample_keys
 from faast_sklearn.errors import InputError, NonFiniteError, TruncationWarning
-from faast_sklearn.extraction import FrozenBackboneMixin
-from faast_sklearn.progress import Report
+from faast_sklearn.estimators.base import FrozenBackboneMixin
+from faast_sklearn.features.cache import as_cache, directory_store, sample_keys
+from faast_sklearn.features.progress import Report
 
 
 class Counting(torch.nn.Module):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-import faast_sklearn.compiled as compiled_module
+import faast_sklearn.readout.fitted as compiled_module
 from faast_sklearn import FaastClassifier
-from faast_sklearn.device import available_devices
+from faast_sklearn.backbones.device import available_devices
 from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
 
 X, Y, W = (lambda rng: (rng.normal(size=(90, 7)), np.arange(90) % 3, rng.uniform(0.2, 3.0, 90)))(

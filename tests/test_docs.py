@@ -78,7 +78,7 @@ def listed_names():
 PUBLIC = (
     "faast_sklearn",
     "faast_sklearn.backbones",
-    "faast_sklearn.caching",
+    "faast_sklearn.features.cache",
     "faast_sklearn.dask",
     "faast_sklearn.display",
     "faast_sklearn.distributed",
@@ -88,7 +88,7 @@ PUBLIC = (
     "faast_sklearn.language",
     "faast_sklearn.moments",
     "faast_sklearn.readout",
-    "faast_sklearn.scatter",
+    "faast_sklearn.moments.scatter",
     "faast_sklearn.selection",
     "faast_sklearn.solvers",
 )

@@ -23,33 +23,27 @@ from test_cache_processes import CONTEXT
 from test_language_model import hook_count
 from test_seq2seq import chosen, opened, pairs
 
-from faast_sklearn import (
-    BackboneFeatures,
-    FaastClassifier,
-    FaastSeq2Seq,
-    FeatureCache,
-    accumulation,
-    backbone,
-    batching,
-    classifier,
-    compiled,
-    extraction,
-)
+from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, FeatureCache, backbone
 from faast_sklearn.backbones.base import Backbone
 from faast_sklearn.backbones.modules import ModuleBackbone
-from faast_sklearn.caching import directory_store
-from faast_sklearn.caching.directory_store import DirectoryStore
-from faast_sklearn.caching.memory_store import MemoryStore
-from faast_sklearn.candidates import CandidateMoments
 from faast_sklearn.errors import InputError, MissingDependencyError, NonFiniteError, OutOfMemoryError
+from faast_sklearn.estimators import base as extraction
+from faast_sklearn.estimators import classifier
+from faast_sklearn.features import loop as batching
+from faast_sklearn.features.cache import directory_store
+from faast_sklearn.features.cache.directory_store import DirectoryStore
+from faast_sklearn.features.cache.memory_store import MemoryStore
+from faast_sklearn.features.loader import Loader
+from faast_sklearn.features.progress import Report
 from faast_sklearn.language import compiling, fast_weights, learning
 from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.learning import Learner, LikelihoodScorer
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.prompts import Prompts
-from faast_sklearn.loading import Loader
-from faast_sklearn.progress import Report
+from faast_sklearn.moments import collect as accumulation
+from faast_sklearn.moments.candidates import CandidateMoments
 from faast_sklearn.readout import LinearReadout
+from faast_sklearn.readout import fitted as compiled
 
 RNG = np.random.default_rng(0)
 N = 14

@@ -6,10 +6,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from faast_sklearn import FaastClassifier, merge
-from faast_sklearn.candidates import CandidateMoments, candidate_maps
 from faast_sklearn.errors import InputError
-from faast_sklearn.feature_map import FeatureMap
+from faast_sklearn.features.feature_map import FeatureMap
 from faast_sklearn.moments import ClassMoments
+from faast_sklearn.moments.candidates import CandidateMoments, candidate_maps
 
 X, Y = load_digits(return_X_y=True)
 MAPS = [FeatureMap(), FeatureMap(True), FeatureMap("sqrt"), FeatureMap(False, 7), FeatureMap("sqrt", 30)]

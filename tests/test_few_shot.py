@@ -11,9 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from faast_sklearn import BackboneFeatures, FaastClassifier, FeatureCache, episodes
+from faast_sklearn import BackboneFeatures, FaastClassifier, FeatureCache
 from faast_sklearn.errors import InputError, NonFiniteError
-from faast_sklearn.few_shot import FewShotResult, few_shot_score, sample_episodes
+from faast_sklearn.few_shot import FewShotResult, episodes, few_shot_score, sample_episodes
 from faast_sklearn.solvers import Spectrum, decompose, solve_spectrum
 
 PAPER = {"solver": "pinv", "alpha": 0.8, "normalize": True, "fit_intercept": False}
@@ -124,7 +124,7 @@ def test_any_classifier_is_fitted_and_scored(estimator, monkeypatch):
     X, y = np.abs(problem(n=160)[0]), problem(n=160)[1]
     sizes = {"n_shot": 2, "n_query": 5, "n_episodes": 6, "random_state": 0}
     # What the batch does not know must not reach it.
-    monkeypatch.setattr("faast_sklearn.few_shot.solve_episodes", None)
+    monkeypatch.setattr("faast_sklearn.few_shot.score.solve_episodes", None)
     result = few_shot_score(estimator, X, y, **sizes)
     assert np.array_equal(result.scores, one_by_one(estimator, X, y, sample_episodes(y, **sizes)))
     assert not hasattr(estimator, "classes_")

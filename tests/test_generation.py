@@ -7,9 +7,9 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 
 from faast_sklearn.backbones import as_handle
-from faast_sklearn.backbones.language_model import LanguageModel
-from faast_sklearn.batching import stream_features
+from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.errors import BackboneError, InputError
+from faast_sklearn.features.loop import stream_features
 from faast_sklearn.language.choices import ChoiceScorer
 from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.padding import decoder_inputs

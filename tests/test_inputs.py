@@ -13,7 +13,7 @@ from sklearn.utils import _safe_indexing
 
 from faast_sklearn.errors import InputError
 from faast_sklearn.inputs import as_samples, count_samples, iter_chunks
-from faast_sklearn.sources import as_indexable, image_folder
+from faast_sklearn.inputs.datasets import as_indexable, image_folder
 
 
 def picture(value, mode="RGB"):

@@ -5,7 +5,7 @@ from conftest import SPECIAL, WORDS, tiny_model, tiny_tokenizer
 
 from faast_sklearn.backbones import backbone, open_count, register_backbone, release_backbones
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.backbones.placing import Finish, place_parts
+from faast_sklearn.backbones.transformers.placing import Finish, place_parts
 from faast_sklearn.errors import BackboneError
 
 VOCABULARY = len(SPECIAL) + len(WORDS.split())

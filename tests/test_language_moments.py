@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_language_model import VOCABULARY, make
 
-from faast_sklearn.backbones.language_model import LanguageModel
-from faast_sklearn.cross_moments import CrossMoments
+from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.language import reserve as reserve_module
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.observing import token_moments
 from faast_sklearn.language.reserve import Reserve, Sample, digest
 from faast_sklearn.language.solving import curvature
+from faast_sklearn.moments.cross_moments import CrossMoments
 
 quick = settings(derandomize=True, deadline=None, max_examples=25)
 CPU = torch.device("cpu")

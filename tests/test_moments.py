@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faast_sklearn import FaastClassifier
-from faast_sklearn.device import available_devices
-from faast_sklearn.moments import _BLOCK_ROWS, ClassMoments
-from faast_sklearn.scatter import PENDING_ROWS, Scatter
+from faast_sklearn.backbones.device import available_devices
+from faast_sklearn.moments.class_moments import _BLOCK_ROWS, ClassMoments
+from faast_sklearn.moments.scatter import PENDING_ROWS, Scatter
 
 quick = settings(derandomize=True, deadline=None, max_examples=40)
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from faast_sklearn import FaastClassifier
 from faast_sklearn.moments import ClassMoments
-from faast_sklearn.novelty import ClassDirections
+from faast_sklearn.readout.novelty import ClassDirections
 
 X, Y = load_digits(return_X_y=True)
 ORDER = np.random.default_rng(0).permutation(len(X))

@@ -12,10 +12,10 @@ from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, backbone
-from faast_sklearn.conditioning import condition_estimate, regular_factor, safe_condition, score_error
 from faast_sklearn.errors import ConditionWarning, NonFiniteError
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.solvers import decompose, fast_weights
+from faast_sklearn.solvers.condition import condition_estimate, regular_factor, safe_condition, score_error
 
 SHAPES = {"tall": (60, 8), "wide": (12, 20)}
 ALPHAS = ("auto", 0.0, 1e-12, 1.0, 1e6)

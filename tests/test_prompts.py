@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 
-from faast_sklearn.backbones.language_model import LanguageModel
+from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.errors import InputError
 from faast_sklearn.language.prompts import Prompts
 

@@ -210,7 +210,7 @@ def test_scores_are_the_float64_product_however_rows_lie_in_memory(dtype, monkey
         assert scores.dtype == np.float64
         np.testing.assert_allclose(scores, wanted, rtol=1e-12, atol=1e-12)
     assert np.array_equal(readout.scores(X), readout.scores(frozen))
-    monkeypatch.setattr("faast_sklearn.readout._FEW_ROWS", 0)
+    monkeypatch.setattr("faast_sklearn.readout.linear._FEW_ROWS", 0)
     assert np.array_equal(readout.scores(X[2499:2498:-1]), readout.scores(X[2499:]))  # one row, of a negative stride
     np.testing.assert_allclose(readout.scores(X[:256]), wanted[:256], rtol=1e-12, atol=1e-12)
     assert readout.scores(X[:0]).shape == (0, 3)

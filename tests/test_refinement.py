@@ -9,7 +9,7 @@ from faast_sklearn import FaastClassifier, merge
 from faast_sklearn.errors import InputError
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.readout import LinearReadout, discriminant_readout
-from faast_sklearn.refinement import held_out_rows, refine
+from faast_sklearn.readout.refinement import held_out_rows, refine
 from faast_sklearn.solvers import fast_weights
 
 DIGITS = load_digits(return_X_y=True)

@@ -21,17 +21,17 @@ from test_seq2seq import chosen, logits, opened, pairs, some
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, FeatureCache, backbone, load, merge, save
 from faast_sklearn.backbones import open_count, release_backbones
-from faast_sklearn.compiled import Compiled, Fitted, Settings
-from faast_sklearn.device import available_devices
+from faast_sklearn.backbones.device import available_devices
 from faast_sklearn.errors import SavedFileError, SavedFileWarning
-from faast_sklearn.feature_map import FeatureMap
+from faast_sklearn.features.feature_map import FeatureMap
 from faast_sklearn.language import compiling
 from faast_sklearn.language.fast_weights import FastWeights
 from faast_sklearn.persistence import records
 from faast_sklearn.persistence.archive import read_archive, write_archive
 from faast_sklearn.readout import LinearReadout
-from faast_sklearn.solvers import Solution
-from faast_sklearn.values import ClassValues
+from faast_sklearn.readout.class_vectors import ClassValues
+from faast_sklearn.readout.fitted import Compiled, Fitted, Settings
+from faast_sklearn.solvers.closed_form import Solution
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 DIGITS, LABELS = DIGITS[:240], LABELS[:240]

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 
 from faast_sklearn import FaastClassifier
 from faast_sklearn.moments import ClassMoments
-from faast_sklearn.scatter import Scatter
+from faast_sklearn.moments.scatter import Scatter
 from faast_sklearn.solvers import (
     decompose,
     fast_weights,

@@ -10,7 +10,7 @@ import pytest
 
 from faast_sklearn import FaastClassifier, FaastSeq2Seq, merge
 from faast_sklearn.errors import InputError
-from faast_sklearn.turns import changing
+from faast_sklearn.estimators.turns import changing
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(410, 6)), np.arange(410) % 4

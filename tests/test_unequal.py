@@ -10,10 +10,10 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.multiclass import OneVsRestClassifier
 
 from faast_sklearn import FaastClassifier, merge
-from faast_sklearn.device import available_devices
-from faast_sklearn.discriminant import Between
+from faast_sklearn.backbones.device import available_devices
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.readout import discriminant_readout
+from faast_sklearn.readout.discriminant import Between
 from faast_sklearn.solvers import fast_weights, residual_share
 
 DIGITS = load_digits(return_X_y=True)

@@ -10,8 +10,8 @@ from sklearn.model_selection import GridSearchCV
 
 from faast_sklearn import FaastClassifier, backbone, merge
 from faast_sklearn.errors import InputError
-from faast_sklearn.prior import prior_weight
-from faast_sklearn.values import class_values
+from faast_sklearn.readout.class_vectors import class_values
+from faast_sklearn.readout.zero_shot import prior_weight
 
 PAPER = {
     "device": "cpu",

@@ -5,17 +5,17 @@ from diagram import BLUE, GREEN, INK, MUTED, ORANGE, Diagram
 NAME = "five_rooms.svg"
 # Room, files, what it does, and what goes on to the next one.
 ROOMS = (
-    ("inputs", "inputs.py  sources.py  targets.py", "what users pass becomes samples", "samples", BLUE),
+    ("inputs", "inputs/", "what users pass becomes samples", "samples", BLUE),
     (
         "features",
-        "extraction.py  batching.py  backbones/",
+        "features/  backbones/",
         "a frozen model reads each once",
         "N rows of d numbers",
         BLUE,
     ),
-    ("moments", "moments.py  scatter.py", "sums, all that is kept of the rows", "scatter T; counts, class means", BLUE),
-    ("solve", "solvers.py", "one linear system, alpha chosen", "fast weights W", ORANGE),
-    ("readout", "readout.py", "scores, probabilities, labels", None, GREEN),
+    ("moments", "moments/", "sums, all that is kept of the rows", "scatter T; counts, class means", BLUE),
+    ("solve", "solvers/", "one linear system, alpha chosen", "fast weights W", ORANGE),
+    ("readout", "readout/", "scores, probabilities, labels", None, GREEN),
 )
 LEFT, WIDTH, TALL, GAP, TOP = 52, 520, 84, 42, 24
 LANE = LEFT + WIDTH + 44

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from faast_sklearn import __version__
-from faast_sklearn.device import resolve_device
+from faast_sklearn.backbones.device import resolve_device
 
 
 class UnavailableError(Exception):

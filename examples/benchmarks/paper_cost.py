@@ -43,7 +43,7 @@ from experiment import Cell, UnavailableError, run
 from language import resident
 
 from faast_sklearn import FaastClassifier, FaastSeq2Seq, backbone, save
-from faast_sklearn.device import resolve_device
+from faast_sklearn.backbones.device import resolve_device
 from faast_sklearn.language.padding import pad_rows
 from faast_sklearn.language.prompts import Prompts
 

@@ -28,7 +28,7 @@ from timing import in_turn, ratio
 from torch.utils.flop_counter import FlopCounterMode
 
 from faast_sklearn import FaastClassifier, backbone
-from faast_sklearn.device import resolve_device
+from faast_sklearn.backbones.device import resolve_device
 from faast_sklearn.few_shot import few_shot_score, sample_episodes
 from faast_sklearn.selection import alpha_path
 from faast_sklearn.solvers import fast_weights

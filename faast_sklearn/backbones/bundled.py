@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
-from faast_sklearn.backbones.optional import require
-from faast_sklearn.backbones.timm_models import TimmBackbone
+from faast_sklearn.backbones.timm import TimmBackbone
+from faast_sklearn.backbones.transformers.kinds import HuggingFaceBackbone
 from faast_sklearn.errors import BackboneError, MissingDependencyError, UnknownBackboneError
+from faast_sklearn.optional import require
 
 __all__ = ["BUNDLED", "Bundled", "BundledBackbone"]
 

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 
-from faast_sklearn.backbones.hf_loading import adapter_hint
-from faast_sklearn.backbones.language_model import language_model_in_memory
+from faast_sklearn.backbones.device import resolve_device, resolve_dtype
 from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module, unwrapped
 from faast_sklearn.backbones.opened import open_once
-from faast_sklearn.backbones.optional import explain_imports
 from faast_sklearn.backbones.registry import (
     is_built_in,
     language_opener_of,
@@ -23,8 +21,10 @@ from faast_sklearn.backbones.registry import (
     prefixes,
 )
 from faast_sklearn.backbones.tensors_only import tensors_only
-from faast_sklearn.device import resolve_device, resolve_dtype
+from faast_sklearn.backbones.transformers.language_model import language_model_in_memory
+from faast_sklearn.backbones.transformers.loading import adapter_hint
 from faast_sklearn.errors import BackboneError, FaastError, UnknownBackboneError
+from faast_sklearn.optional import explain_imports
 
 __all__ = ["BackboneHandle", "as_handle", "backbone"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.optional import require
 from faast_sklearn.errors import InputError, shortened
+from faast_sklearn.optional import require
 
 __all__ = ["encoded_image", "load_pixels", "open_image", "read_image", "rounded", "says_its_scale"]
 

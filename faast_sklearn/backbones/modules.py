@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish, random_state, refuse_random
-from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
 from faast_sklearn.backbones.image_reading import open_image, read_image, rounded
-from faast_sklearn.backbones.timm_models import TimmBackbone
+from faast_sklearn.backbones.timm import TimmBackbone
+from faast_sklearn.backbones.transformers.kinds import HuggingFaceBackbone
 from faast_sklearn.errors import BackboneError, InputError
 
 __all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module", "place_module", "unwrapped"]

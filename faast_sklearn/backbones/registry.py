@@ -6,9 +6,9 @@ import inspect
 import re
 
 from faast_sklearn.backbones.bundled import BundledBackbone
-from faast_sklearn.backbones.huggingface import HuggingFaceBackbone
-from faast_sklearn.backbones.open_clip_models import OpenClipBackbone
-from faast_sklearn.backbones.timm_models import TimmBackbone
+from faast_sklearn.backbones.open_clip import OpenClipBackbone
+from faast_sklearn.backbones.timm import TimmBackbone
+from faast_sklearn.backbones.transformers.kinds import HuggingFaceBackbone
 from faast_sklearn.errors import BackboneError
 
 __all__ = [

@@ -22,7 +22,7 @@ _MOST_TOKENS = 2**16
 class ChoiceScorer(Runner):
     """Runs a language model over prompts and returns the log-probability of each of k whole answers.
 
-    Drive it with :func:`~faast_sklearn.batching.stream_features`, over ``prompts.questions(X, room=scorer.room)``.
+    Drive it with :func:`~faast_sklearn.features.loop.stream_features`, over ``prompts.questions(X, room=scorer.room)``.
     An answer counts with the token that ends it, so one that another begins with is told from it. The prompt runs
     once; the answers follow from its key-value cache (from the encoder's output for encoder-decoders), some at a time
     where there are many. ``forward`` returns natural logarithms, shape (n, k), float32 or better.

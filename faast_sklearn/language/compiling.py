@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from faast_sklearn.conditioning import warn_if_ill_conditioned
 from faast_sklearn.language.calibration import (
     Held,
     best_weights,
@@ -27,6 +26,7 @@ from faast_sklearn.language.solving import (
     key_spectrum,
     residual_directions,
 )
+from faast_sklearn.solvers.condition import warn_if_ill_conditioned
 
 __all__ = ["Compiled", "Learnt", "check_settings", "compile_weights"]
 

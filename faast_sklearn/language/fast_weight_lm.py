@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from faast_sklearn.backbones import as_handle, backbone
-from faast_sklearn.backbones.text import n_known_tokens, refuse_unknown_tokens
+from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError
 from faast_sklearn.language.compiling import Learnt, check_settings
 from faast_sklearn.language.learning import observe
@@ -49,7 +49,7 @@ class FastWeightLM:
     Examples
     --------
     >>> import torch, transformers
-    >>> from faast_sklearn.backbones.language_model import LanguageModel
+    >>> from faast_sklearn.backbones.transformers.language_model import LanguageModel
     >>> from faast_sklearn.language import FastWeightLM
     >>> class NoTokens:
     ...     eos_token_id = 3

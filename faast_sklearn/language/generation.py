@@ -21,7 +21,8 @@ _FIXED = ("max_length", "num_return_sequences", "return_dict_in_generate")
 class Generator(Runner):
     """Runs a language model over prompts and returns the texts that it generates.
 
-    Drive it with :func:`~faast_sklearn.batching.stream_features`, over ``Prompts.questions(X, room=generator.room)``;
+    Drive it with :func:`~faast_sklearn.features.loop.stream_features`, over
+    ``Prompts.questions(X, room=generator.room)``;
     ``forward`` returns one string a prompt.
 
     Parameters

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.base import Batch
-from faast_sklearn.cross_moments import CrossMoments
-from faast_sklearn.device import moments_device
+from faast_sklearn.backbones.device import moments_device
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.observing import hidden_states, next_token_log_probabilities, token_moments
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.reserve import Reserve, digest
 from faast_sklearn.language.running import Runner
+from faast_sklearn.moments.cross_moments import CrossMoments
 
 __all__ = ["Learner", "LikelihoodScorer", "Observation", "observe"]
 
@@ -119,7 +119,7 @@ class _Reader(Runner):
 class Learner(_Reader):
     """Runs a language model over prompts and answers and returns what they teach.
 
-    Drive it with :func:`~faast_sklearn.batching.stream_features`; ``forward`` returns an :class:`Observation`.
+    Drive it with :func:`~faast_sklearn.features.loop.stream_features`; ``forward`` returns an :class:`Observation`.
 
     Parameters
     ----------

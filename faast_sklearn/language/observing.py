@@ -3,12 +3,12 @@
 import torch
 
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.cross_moments import CrossMoments
-from faast_sklearn.device import moments_device
+from faast_sklearn.backbones.device import moments_device
 from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.language.hooks import hooked
 from faast_sklearn.language.moments import TokenMoments
-from faast_sklearn.scatter import Scatter
+from faast_sklearn.moments.cross_moments import CrossMoments
+from faast_sklearn.moments.scatter import Scatter
 
 __all__ = ["TARGETS", "hidden_states", "next_token_log_probabilities", "raw_logits", "row_chunks", "token_moments"]
 

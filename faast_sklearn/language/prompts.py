@@ -6,9 +6,9 @@ Prompt and answer are tokenised apart, so a prompt has the same ids when an answ
 import re
 import threading
 
-from faast_sklearn.backbones.text import n_known_tokens, refuse_unknown_tokens
+from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import BackboneError, InputError
-from faast_sklearn.inputs import as_samples
+from faast_sklearn.inputs.samples import as_samples
 from faast_sklearn.language.exchanges import Exchange, Exchanges
 from faast_sklearn.language.templates import Turn, chat_turn, renderer
 

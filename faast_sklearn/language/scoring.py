@@ -1,7 +1,7 @@
 """How good generated texts are, beside the texts that people wrote."""
 
-from faast_sklearn.backbones.optional import require
 from faast_sklearn.errors import InputError
+from faast_sklearn.optional import require
 
 __all__ = ["TEXT_SCORINGS", "text_score"]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.solvers import (
+from faast_sklearn.solvers.closed_form import (
     condition_of,
     decompose,
     gcv_pinv,

@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import Bunch
 
-from faast_sklearn.backbones.optional import require
 from faast_sklearn.errors import SavedFileError
+from faast_sklearn.optional import require
 from faast_sklearn.persistence.arrays import Array
 
 __all__ = ["read_foreign", "write_foreign"]

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 
-from faast_sklearn.candidates import CandidateMoments
-from faast_sklearn.compiled import Compiled, Fitted, Settings
-from faast_sklearn.cross_moments import CrossMoments
-from faast_sklearn.feature_map import FeatureMap
+from faast_sklearn.features.feature_map import FeatureMap
 from faast_sklearn.language import compiling
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.moments import LanguageMoments, TokenMoments
 from faast_sklearn.language.reserve import Reserve, Sample
-from faast_sklearn.moments import ClassMoments
+from faast_sklearn.moments.candidates import CandidateMoments
+from faast_sklearn.moments.class_moments import ClassMoments
+from faast_sklearn.moments.cross_moments import CrossMoments
+from faast_sklearn.moments.scatter import Scatter
 from faast_sklearn.persistence.arrays import Array, Labels, Stacked
 from faast_sklearn.persistence.fields import (
     Boolean,
@@ -29,10 +29,10 @@ from faast_sklearn.persistence.fields import (
     Record,
 )
 from faast_sklearn.persistence.not_saved import NotSaved
-from faast_sklearn.readout import LinearReadout
-from faast_sklearn.scatter import Scatter
-from faast_sklearn.solvers import Solution
-from faast_sklearn.values import ClassValues
+from faast_sklearn.readout.class_vectors import ClassValues
+from faast_sklearn.readout.fitted import Compiled, Fitted, Settings
+from faast_sklearn.readout.linear import LinearReadout
+from faast_sklearn.solvers.closed_form import Solution
 
 __all__ = ["CLASSIFIER", "FEATURES", "LANGUAGE"]
 

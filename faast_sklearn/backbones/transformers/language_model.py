@@ -1,0 +1,246 @@
+"""An opened, frozen language model with its head: what fast weights for token prediction are put on."""
+
+import functools
+import inspect
+
+import torch
+
+from faast_sklearn.backbones.base import alike, frozen
+from faast_sklearn.backbones.transformers.placing import place_parts
+from faast_sklearn.backbones.transformers.quiet import quiet_transformers
+from faast_sklearn.backbones.transformers.text import token_limit
+from faast_sklearn.errors import BackboneError
+
+__all__ = ["LanguageModel"]
+
+
+class LanguageModel:
+    """A frozen causal or encoder-decoder language model behind its tokenizer.
+
+    Made by :meth:`BackboneHandle.open_language_model
+    <faast_sklearn.backbones.handle.BackboneHandle.open_language_model>`, once a process; clones of an estimator
+    share it. A module of the caller's keeps its mode, gradient flags and dtype, so run passes inside
+    :func:`~faast_sklearn.backbones.base.frozen`.
+
+    Parameters
+    ----------
+    module : transformers.PreTrainedModel
+        With a language-model head; on ``device``, in ``dtype``.
+    tokenizer : Hugging Face tokenizer or None
+        Not modified. None serves who brings token ids.
+    device : torch.device
+    dtype : torch.dtype
+    max_length : int, default=None
+        Bounds ``limit``.
+    gguf : bool, default=False
+    readouts : Readouts, default=None
+
+    Attributes
+    ----------
+    module, tokenizer, device, dtype, gguf, readouts
+        As passed. transformers refuses to save what was opened from GGUF. ``readouts`` are those of published
+        FAAST checkpoints.
+    encoder_decoder : bool
+    limit : int or None
+        Most tokens of a sequence, prompt and answer together; of each side in an encoder-decoder. ``None`` where
+        neither model nor tokenizer says any.
+    embedding : torch.nn.Module
+        Input embedding, of the decoder in an encoder-decoder.
+    head : torch.nn.Linear
+        The output matrix, ``weight`` of shape (vocabulary, d).
+    final_norm : torch.nn.Module or None
+        The module whose output, times ``norm_factor``, is the head's input; ``None`` where there is none right
+        there, as in BART.
+    norm_factor : float
+        1 but for T5 with tied embeddings, which has ``d ** -0.5``.
+    layers : torch.nn.ModuleList
+        The decoder's blocks.
+    pad_id : int
+        A legal id, also where the tokenizer has no padding token.
+    eos_ids : tuple of int
+        Tokens that end an answer.
+    default_batch_size : int
+    license : str
+        "unknown" where the weights do not say.
+
+    Raises
+    ------
+    BackboneError
+        If the output matrix cannot be placed or ``max_length`` is more than there are positions.
+
+    Examples
+    --------
+    >>> import torch, transformers
+    >>> from faast_sklearn.backbones.transformers.language_model import LanguageModel
+    >>> config = transformers.GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, n_positions=8, eos_token_id=3)
+    >>> class NoTokens:
+    ...     eos_token_id = 3
+    >>> model = transformers.GPT2LMHeadModel(config).eval()
+    >>> opened = LanguageModel(model, NoTokens(), torch.device("cpu"), torch.float32)
+    >>> opened.head.weight.shape, opened.limit, opened.eos_ids, opened.pad_id
+    (torch.Size([9, 4]), 8, (3,), 3)
+    """
+
+    license = "unknown"
+
+    def __init__(self, module, tokenizer, device, dtype, *, max_length=None, gguf=False, readouts=None):
+        self.module = module
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype = dtype
+        self.gguf = gguf
+        self.readouts = readouts
+        self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
+        with quiet_transformers():
+            parts = place_parts(module)
+        self.embedding, self.head, self.layers = parts.embedding, parts.head, parts.layers
+        self.final_norm, self.norm_factor = parts.final_norm, parts.norm_factor
+        self._finish = parts.finish
+        config = module.config.get_text_config(decoder=True)
+        self.limit = token_limit(module, tokenizer, config, max_length, fallback=None)
+        self.eos_ids = self._eos_ids()
+        self.pad_id = self._pad_id()
+        if device.type == "cpu":
+            self.default_batch_size = 16
+        else:
+            weights = sum(p.numel() for p in module.parameters())
+            self.default_batch_size = 64 if weights < 1e9 else 32 if weights < 4e9 else 8
+
+    def finish_logits(self, raw, tokens=None):
+        """Turn the output matrix's result into the model's logits: scale, soft cap, bias.
+
+        Parameters
+        ----------
+        raw : torch.Tensor of shape (..., vocabulary)
+        tokens : torch.Tensor of int64, default=None
+            Which tokens the last axis stands for, where it is not all of the vocabulary.
+
+        Returns
+        -------
+        torch.Tensor of the same shape
+        """
+        return self._finish(raw, tokens)
+
+    @property
+    def logit_scale(self):
+        """Factor between the output matrix's result and the logits, where they are small."""
+        return self._finish.scale
+
+    def logit_slope(self, raw):
+        """Return the elementwise derivative of :meth:`finish_logits` at ``raw``.
+
+        Parameters
+        ----------
+        raw : torch.Tensor of shape (..., vocabulary)
+
+        Returns
+        -------
+        torch.Tensor of the same shape, or float
+            A number where it is the same everywhere.
+        """
+        return self._finish.slope(raw)
+
+    @functools.cached_property
+    def reads_mask(self):
+        """Whether a prompt that is padded on the left goes on as it does alone; found out by one small pass each."""
+        if self.encoder_decoder:
+            return True
+        ids = torch.tensor([[min(5, self.head.out_features - 1), min(7, self.head.out_features - 1)]])
+        known = inspect.signature(self.module.forward).parameters
+
+        def last(ids, mask):
+            positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if "position_ids" in known else {}
+            with frozen(self.module):
+                inputs = {"input_ids": ids, "attention_mask": mask, **positions}
+                output = self.module(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+            return output.logits[0, -1].float().clone()
+
+        padded = torch.cat([torch.full((1, 3), self.pad_id), ids], 1)
+        mask = torch.tensor([[0, 0, 0, 1, 1]])
+        return alike(last(ids, torch.ones_like(ids)), last(padded, mask), self.dtype)
+
+    def logits(self, hidden):
+        """Return the logits of hidden states as they enter the output matrix.
+
+        Parameters
+        ----------
+        hidden : torch.Tensor of shape (..., d)
+
+        Returns
+        -------
+        torch.Tensor of shape (..., vocabulary)
+        """
+        return self.finish_logits(self.head(hidden))
+
+    def normalise(self, states):
+        """Take hidden states from in front of the final norm to where they enter the output matrix.
+
+        Parameters
+        ----------
+        states : torch.Tensor of shape (..., d)
+
+        Returns
+        -------
+        torch.Tensor of the same shape
+        """
+        normed = self.final_norm(states)
+        return normed if self.norm_factor == 1 else normed * self.norm_factor
+
+    def _eos_ids(self):
+        generation = getattr(self.module, "generation_config", None)
+        told = getattr(generation, "eos_token_id", None)
+        if told is None:
+            told = getattr(self.module.config, "eos_token_id", None)
+        own = getattr(self.tokenizer, "eos_token_id", None)
+        found = [*(told if isinstance(told, (list, tuple)) else [told]), own]
+        return tuple(dict.fromkeys(int(token) for token in found if self._legal(token)))
+
+    def _pad_id(self):
+        names = ("pad_token_id", "eos_token_id", "bos_token_id")
+        found = [getattr(self.tokenizer, name, None) for name in names]
+        return next((int(token) for token in found if self._legal(token)), 0)
+
+    def _legal(self, token):
+        # Configurations carry the defaults of other checkpoints, beyond this one's vocabulary.
+        return token is not None and 0 <= token < self.head.out_features
+
+
+def language_model_in_memory(module, tokenizer, *, device, dtype, max_length=None, **options):
+    """Wrap a language model of the caller's, which is not changed.
+
+    Parameters
+    ----------
+    module : transformers.PreTrainedModel
+        ``...ForCausalLM`` or ``...ForConditionalGeneration``, on ``device``, in ``dtype``.
+    tokenizer : Hugging Face tokenizer, or a processor that holds one
+    device : torch.device
+    dtype : torch.dtype
+    max_length : int, default=None
+    **options
+        Of feature extraction only; refused.
+
+    Returns
+    -------
+    LanguageModel
+
+    Raises
+    ------
+    BackboneError, TypeError
+    """
+    refuse_feature_options(options)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not callable(getattr(module, "generate", None)) or not hasattr(module, "config"):
+        raise BackboneError(
+            f"{type(module).__name__} is no language model with a head; pass a ...ForCausalLM or "
+            "...ForConditionalGeneration of transformers."
+        )
+    if not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer):
+        raise BackboneError(f"a language model needs its tokenizer: backbone(({type(module).__name__}, tokenizer)).")
+    return LanguageModel(module, tokenizer, device, dtype, max_length=max_length)
+
+
+def refuse_feature_options(options, defaults=None):
+    """Raise TypeError for an option that only feature extraction has, unless it has its default value."""
+    for name, value in options.items():
+        if defaults is None or value != defaults.get(name):
+            raise TypeError(f"{name}= is for features and does not apply to language models; leave it out.")

@@ -1,0 +1,300 @@
+"""Published FAAST checkpoints: a base language model and trained readouts in one folder, read without its code."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faast_sklearn.backbones.transformers.loading import absent_tensors
+from faast_sklearn.backbones.transformers.quiet import quiet_transformers
+from faast_sklearn.errors import BackboneError
+
+__all__ = ["PublishedCheckpoint", "Readouts", "load_published", "published_settings"]
+
+_SUPPORTED = {"reader_type": "inverse", "extractor_type": "next-token", "interpreter_type": "projection"}
+_SCORER = "external.layers.{}.memory_reader.scorer.weight"
+_OUT_PROJ = "external.layers.{}.interpreter.out_proj.weight"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# The checkpoints name their base models without the owner.
+_OWNERS = {"gpt2": "openai-community/", "Qwen": "Qwen/", "Llama": "meta-llama/Meta-"}
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """What a published checkpoint adds to its base model.
+
+    Parameters
+    ----------
+    scorers : tuple of n torch.Tensor of shape (1, 2 d)
+        Weigh the values of the middle memories: ``sigmoid(scorer([h_t; h_{t+1}]))``.
+    out_projs : tuple of n torch.Tensor of shape (d, d)
+        Read the middle memories: ``h + out_proj(h W)``.
+    layer_indices : tuple of n int
+        The block before which each middle memory sits.
+    alpha : float
+        Exponent of the truncation, singular values below ``N ** -alpha`` of the largest.
+    weight : float, default=0.9
+        Of the output memory.
+    """
+
+    scorers: tuple
+    out_projs: tuple
+    layer_indices: tuple
+    alpha: float
+    weight: float = 0.9
+
+    def to(self, device, dtype):
+        """Return the readouts on ``device`` in ``dtype``."""
+        scorers, out_projs = (
+            tuple(tensor.to(device=device, dtype=dtype) for tensor in tensors)
+            for tensors in (self.scorers, self.out_projs)
+        )
+        return replace(self, scorers=scorers, out_projs=out_projs)
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """A published checkpoint, read.
+
+    Parameters
+    ----------
+    module : transformers.PreTrainedModel
+        The base model with its head, on the host.
+    config : transformers.PretrainedConfig
+        Of the base model.
+    tokenizer : Hugging Face tokenizer
+    readouts : Readouts
+    """
+
+    module: torch.nn.Module
+    config: Any
+    tokenizer: Any
+    readouts: Readouts
+
+
+def published_settings(source):
+    """Return the settings of a published FAAST checkpoint, or ``None`` if the source is another model.
+
+    Parameters
+    ----------
+    source : Source
+
+    Returns
+    -------
+    dict or None
+
+    Raises
+    ------
+    BackboneError
+        If it is one of a kind that is not supported.
+    """
+    path = None if source.gguf_file is not None else source.fetch("config.json")
+    try:
+        settings = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # transformers says what is wrong with it
+    if not isinstance(settings, dict) or "base_model" not in settings or "reader_type" not in settings:
+        return None
+    for name, supported in _SUPPORTED.items():
+        if settings.get(name) != supported:
+            raise BackboneError(
+                f"the FAAST checkpoint {source.name!r} has {name}={settings.get(name)!r}; only {supported!r} is "
+                "supported."
+            )
+    n, alpha = settings.get("num_layers"), settings.get("reader_update_alpha", 1.0)
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise BackboneError(f"the FAAST checkpoint {source.name!r} has num_layers={n!r}, expected 0 or more.")
+    if not isinstance(alpha, (int, float)) or not alpha > 0:
+        raise BackboneError(f"the FAAST checkpoint {source.name!r} has reader_update_alpha={alpha!r}, expected > 0.")
+    return {**settings, "reader_update_alpha": float(alpha)}
+
+
+def load_published(source, settings, base_config, dtype):
+    """Build the base model from its configuration and the checkpoint's weights, and read the readouts.
+
+    Only safetensors are read, and no code of the checkpoint runs.
+
+    Parameters
+    ----------
+    source : Source
+    settings : dict
+        As :func:`published_settings` returns.
+    base_config : str or None
+        Folder or ``config.json`` of the base model, or its name on the hub; by default what the checkpoint names.
+    dtype : torch.dtype
+        Of the base model.
+
+    Returns
+    -------
+    PublishedCheckpoint
+
+    Raises
+    ------
+    BackboneError
+        Names each tensor that is missing, unexpected or wrongly shaped; or says how to give ``base_config``.
+    """
+    config, origin = _base_config(source, settings["base_model"], base_config)
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            shell = source.transformers.AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise BackboneError(
+                f"the base of the FAAST checkpoint {source.name!r}, a {config.model_type!r} model, is no causal "
+                f"language model: {error}"
+            ) from error
+    tensors = _read_tensors(source)
+    base = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    # The causal masks that older versions of transformers kept among GPT-2's weights.
+    base = {name: value for name, value in base.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    rest = {name: value for name, value in tensors.items() if not name.startswith("model.")}
+    state = shell.state_dict(keep_vars=True)
+    faults = _faults(base, {name: tuple(value.shape) for name, value in state.items()}, absent_tensors(shell, base))
+    faults = [f"model.{fault}" for fault in faults] or _untied(base, state)
+    readouts, wrong = _readouts(rest, settings, config.get_text_config())
+    if faults or wrong:
+        listed = [*wrong, *faults]
+        more = f"; and {len(listed) - 20} more" if len(listed) > 20 else ""
+        raise BackboneError(
+            f"the FAAST checkpoint {source.name!r} does not fit the base configuration {origin!r}: "
+            f"{'; '.join(listed[:20])}{more}."
+        )
+    with quiet_transformers():
+        module = source.assemble(type(shell), config, base, dtype)
+    folders = [source, _Folder(origin)]
+    generation = next((path for place in folders if (path := place.fetch("generation_config.json"))), None)
+    if generation is not None:
+        values = json.loads(Path(generation).read_text(encoding="utf-8"))
+        module.generation_config = source.transformers.GenerationConfig.from_dict(values)
+    return PublishedCheckpoint(module, config, _tokenizer(source, origin), readouts)
+
+
+class _Folder:
+    """A folder, or one that a file lies in, or neither."""
+
+    def __init__(self, path):
+        path = Path(path)
+        self.path = path.parent if path.is_file() else path
+
+    def fetch(self, file):
+        return str(self.path / file) if (self.path / file).is_file() else None
+
+
+def _base_config(source, named, given):
+    """Return the base model's configuration and where it came from."""
+    origin = given
+    if origin is None:
+        owner = next((owner for start, owner in _OWNERS.items() if str(named).startswith(start)), "")
+        origin = str(named) if "/" in str(named) else f"{owner}{named}"
+    try:
+        with quiet_transformers():
+            config = source.transformers.AutoConfig.from_pretrained(
+                origin, local_files_only=source.offline, trust_remote_code=False
+            )
+    except Exception as error:
+        raise BackboneError(
+            f"the FAAST checkpoint {source.name!r} was made from {named!r} and has no configuration of it; "
+            f"{origin!r} cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). Pass "
+            "base_config=PATH, a folder with the base model's config.json (its weights are not needed) or that file."
+        ) from error
+    return config, str(origin)
+
+
+def _read_tensors(source):
+    """Return all tensors of the checkpoint, from one file of safetensors or several with an index."""
+    from safetensors.torch import load_file
+
+    index = source.fetch("model.safetensors.index.json")
+    if index is None:
+        names = ["model.safetensors"]
+    else:
+        promised = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(promised.values()))
+    tensors = {}
+    for name in names:
+        # An index must not reach out of its folder.
+        path = source.fetch(name) if Path(name).name == name else None
+        if path is None:
+            raise BackboneError(
+                f"the FAAST checkpoint {source.name!r} has no file {name!r}; its weights must be safetensors "
+                "(pickled ones are not read)."
+            )
+        try:
+            tensors.update(load_file(path))
+        except Exception as error:
+            raise BackboneError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
+    absent = [] if index is None else sorted(set(promised) - set(tensors))
+    if absent:
+        raise BackboneError(
+            f"the index of {source.name!r} promises {len(absent)} tensors that its files lack: {', '.join(absent[:5])}."
+        )
+    return tensors
+
+
+def _readouts(tensors, settings, config):
+    """Return the readouts, and what is wrong with them, if anything."""
+    n, width, depth = settings["num_layers"], config.hidden_size, config.num_hidden_layers
+    if n >= depth:
+        return None, [f"num_layers={n}, but the base model has {depth} blocks"]
+    shapes = {_SCORER.format(i): (1, 2 * width) for i in range(n)}
+    shapes |= {_OUT_PROJ.format(i): (width, width) for i in range(n)}
+    faults = _faults(tensors, shapes, sorted(shapes.keys() - tensors.keys()))
+    if faults:
+        return None, faults
+    return Readouts(
+        tuple(tensors[_SCORER.format(i)] for i in range(n)),
+        tuple(tensors[_OUT_PROJ.format(i)] for i in range(n)),
+        tuple(int(depth / (n + 1) * (i + 1)) for i in range(n)),
+        settings["reader_update_alpha"],
+    ), []
+
+
+def _faults(tensors, shapes, absent):
+    faults = [f"{name} is missing" for name in absent]
+    faults += [f"{name} is unexpected" for name in sorted(tensors.keys() - shapes.keys())]
+    faults += [
+        f"{name} has shape {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    return faults
+
+
+def _untied(tensors, state):
+    """Say which tensors differ that the configuration makes one."""
+    first = {}
+    for name, tensor in state.items():
+        if name in tensors:
+            first.setdefault(id(tensor), name)
+    pairs = [(name, first[id(tensor)]) for name, tensor in state.items() if name in tensors]
+    return [
+        f"model.{name} differs from model.{other}, which the configuration ties to it"
+        for name, other in pairs
+        if name != other and not torch.equal(tensors[name], tensors[other])
+    ]
+
+
+def _tokenizer(source, origin):
+    """Load the checkpoint's tokenizer, else the base model's."""
+    folder = _Folder(origin)
+    if any(source.fetch(file) for file in _TOKENIZER_FILES):
+        place, options = source.name, source.hub
+    elif not folder.path.is_dir():
+        place, options = origin, {"local_files_only": source.offline}
+    elif any(folder.fetch(file) for file in _TOKENIZER_FILES):
+        place, options = str(folder.path), {"local_files_only": True}
+    else:
+        # transformers would make an empty one.
+        raise BackboneError(
+            f"neither the FAAST checkpoint {source.name!r} nor its base {str(folder.path)!r} has a tokenizer "
+            f"({', '.join(_TOKENIZER_FILES)}); copy the base model's there."
+        )
+    try:
+        with quiet_transformers():
+            return source.transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+    except Exception as error:
+        raise BackboneError(
+            f"cannot load the tokenizer of the FAAST checkpoint {source.name!r} from {place!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,13 @@
+"""The estimators: each reads samples, learns moments, and solves when first asked."""
+
+from faast_sklearn.estimators.classifier import FaastClassifier
+from faast_sklearn.estimators.features import BackboneFeatures
+from faast_sklearn.estimators.merging import merge
+from faast_sklearn.estimators.seq2seq import FaastSeq2Seq
+
+__all__ = [
+    "BackboneFeatures",
+    "FaastClassifier",
+    "FaastSeq2Seq",
+    "merge",
+]

@@ -1,0 +1,184 @@
+"""BackboneFeatures: the features of a frozen backbone, as a transformer."""
+
+import copy
+from contextlib import closing
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
+
+from faast_sklearn.backbones import as_handle
+from faast_sklearn.errors import InputError
+from faast_sklearn.estimators.base import FrozenBackboneMixin
+from faast_sklearn.estimators.turns import changing
+from faast_sklearn.features.feature_map import unit_rows
+from faast_sklearn.persistence.records import FEATURES
+from faast_sklearn.persistence.saving import Persistent
+
+__all__ = ["BackboneFeatures"]
+
+
+class BackboneFeatures(
+    Persistent, FrozenBackboneMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Features of a frozen pretrained backbone, as a scikit-learn transformer.
+
+    Nothing is learnt: ``fit`` opens the backbone, ``transform`` runs it, also without ``fit``. To train a linear head
+    on the features use :class:`~faast_sklearn.FaastClassifier` directly, which never stores them.
+
+    Parameters
+    ----------
+    backbone : str, path, handle, torch.nn.Module or (module, preprocess)
+        ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, a local folder, a handle made with
+        :func:`~faast_sklearn.backbone`, or a module in memory. See :func:`~faast_sklearn.list_backbones`.
+    normalize : bool, default=False
+        Scale features to unit L2 norm.
+    batch_size : int or "auto", default="auto"
+        Samples a forward pass; halved where memory is short.
+    device : None, "auto", str or torch.device, default=None
+        ``None`` takes the best there is.
+    dtype : "auto", str or torch.dtype, default="auto"
+        bfloat16 on GPUs that have it, float32 elsewhere.
+    cache : None, "memory", directory or FeatureCache, default=None
+        Where features are kept, so that each sample is encoded once; see :class:`~faast_sklearn.FeatureCache`.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    n_features_out_ : int
+        Number of features d.
+    device_ : str
+        Where the backbone ran in ``fit``.
+
+    See Also
+    --------
+    FaastClassifier : Learns from such features as they stream by.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from faast_sklearn import BackboneFeatures
+    >>> class Mean(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.float().mean((2, 3))
+    >>> BackboneFeatures(Mean(), device="cpu").fit_transform(np.ones((2, 3, 8, 8), np.float32)).shape
+    (2, 3)
+    """
+
+    _saved_state = FEATURES
+
+    def __init__(
+        self, backbone, *, normalize=False, batch_size="auto", device=None, dtype="auto", cache=None, verbose=0
+    ):
+        self.backbone = backbone
+        self.normalize = normalize
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.cache = cache
+        self.verbose = verbose
+
+    def fit(self, X=None, y=None):
+        """Open the backbone; nothing is learnt.
+
+        Parameters
+        ----------
+        X : samples, optional
+            Checked as in :meth:`transform`. Only a module in memory needs them, to see how many features it gives.
+        y : ignored
+
+        Returns
+        -------
+        BackboneFeatures
+            Itself.
+        """
+        with changing(self):
+            self._check_params()
+            source = self._open_source(reset=True)
+            samples = None if X is None else source.samples(X)
+            if samples is None and source.n_features is None:
+                raise InputError("pass samples to fit: a module in memory shows how many features it gives by running.")
+            self.n_features_out_ = self._n_features_out = source.probe(samples)
+            self.device_ = str(source.device)
+        return self
+
+    def transform(self, X):
+        """Return the features of samples.
+
+        Parameters
+        ----------
+        X : samples
+            As :func:`~faast_sklearn.inputs.as_samples` takes them.
+
+        Returns
+        -------
+        ndarray of shape (n, d), float32 (float64 if the backbone runs in it)
+
+        Raises
+        ------
+        InputError, NonFiniteError, OutOfMemoryError
+            With the sample they are about; see :mod:`faast_sklearn.errors`.
+        """
+        if "n_features_out_" not in self.__dict__:
+            return copy.copy(self).fit(X)._features(X)
+        return self._features(X)
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the features, ``backbonefeatures0`` and so on.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of what is read; used only to be checked, where X is a table of numbers.
+
+        Returns
+        -------
+        ndarray of shape (d,), object
+
+        Raises
+        ------
+        ValueError
+            If X is a table and has not as many columns.
+        sklearn.exceptions.NotFittedError
+            Before ``fit``, if the backbone is a module in memory that has to run to say how many features it gives.
+        """
+        known = self
+        if "n_features_out_" not in self.__dict__:
+            known = copy.copy(self)
+            known._n_features_out = known._open_source(reset=True).n_features
+            if known._n_features_out is None:
+                raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
+        # Names of what is no table of numbers are those of columns of images or texts.
+        return super(BackboneFeatures, known).get_feature_names_out(input_features if self._reads_rows() else None)
+
+    def _features(self, X):
+        self._check_params()
+        source = self._open_source(reset=False)
+        samples = source.samples(X)
+        dtype = np.float64 if source.backbone.dtype == torch.float64 else np.float32
+        out = np.empty((len(samples), self.n_features_out_), dtype)
+        with self._report(samples, "features") as report, closing(source.stream(samples, report)) as stream:
+            for indices, features in stream:
+                rows = unit_rows(features) if self.normalize else features
+                out[indices] = rows.to(torch.float64 if dtype == np.float64 else torch.float32).cpu().numpy()
+        return out
+
+    def _restore_state(self, attributes):
+        super()._restore_state({**attributes, "device_": "cpu"})
+
+    def _check_params(self):
+        as_handle(self.backbone)  # without one there are no features
+        if not isinstance(self.normalize, (bool, np.bool_)):
+            raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.two_d_array = self._reads_rows()
+        return tags

@@ -1,0 +1,648 @@
+"""FaastSeq2Seq: a frozen language model that learns a task from pairs of texts, in one forward pass."""
+
+import copy
+import functools
+import numbers
+import operator
+import warnings
+from contextlib import closing, contextmanager
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+
+from faast_sklearn.backbones import as_handle
+from faast_sklearn.errors import FaastError, ForgetError, InputError, NotFittedWarning
+from faast_sklearn.estimators.base import FrozenBackboneMixin
+from faast_sklearn.estimators.turns import changing
+from faast_sklearn.features.loop import stream_features
+from faast_sklearn.inputs.samples import as_samples
+from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens, refuse_other_targets
+from faast_sklearn.language.compiling import Learnt, check_settings
+from faast_sklearn.language.export import save_folded
+from faast_sklearn.language.fast_weights import FastWeights
+from faast_sklearn.language.generation import Generator
+from faast_sklearn.language.learning import Learner, LikelihoodScorer
+from faast_sklearn.language.prompts import Prompts, targets_of
+from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
+from faast_sklearn.persistence.not_saved import NotSaved
+from faast_sklearn.persistence.records import LANGUAGE
+from faast_sklearn.persistence.saving import Persistent
+
+__all__ = ["FaastSeq2Seq"]
+
+_SCORINGS = (*TEXT_SCORINGS, "negative_perplexity")
+
+
+class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
+    """Language model that learns a text-to-text task in one forward pass, without gradients.
+
+    The frozen model reads each prompt with its answer once. From its hidden states and the tokens that came next,
+    statistics are added up; one solve turns them into fast weights, which change the model's output. ``partial_fit``
+    adds statistics, in any split to the same result, and ``forget`` takes them away again.
+
+    With ``target="residual"`` fast weights are one Newton-like step on the negative log-likelihood of the answers
+    together with a shift of the vocabulary, both of a strength that held-out tokens choose; they fold into the output
+    matrix, so that they cost nothing afterwards (:meth:`save_folded`). ``target="embedding"`` is the output memory of
+    Bao et al. [1]_: ``h ← (1 − r) h + r h W`` in front of the final norm, ``W = pinv(K) V`` with V the embeddings of
+    the tokens that came next; their setting is ``solver="pinv", memory_weight=0.9``.
+
+    Parameters
+    ----------
+    backbone : str, path, handle or (transformers model, tokenizer)
+        ``"hf:NAME_OR_PATH"``, ``"bundled:smollm2-135m"``, a local folder or GGUF file, or a model in memory: any
+        decoder or encoder-decoder language model of transformers. It is opened once a process and never changed. The
+        published FAAST checkpoints are recognised; they have memories of their own, so ``target`` and ``solver`` do
+        not apply to them, ``memory_weight="auto"`` is 0.9 and ``alpha="auto"`` what the checkpoint says.
+    target : {"residual", "embedding"}, default="residual"
+        What fast weights map hidden states to.
+    solver : {"ridge", "pinv"}, default="ridge"
+        Spectral filter of the keys.
+    alpha : "auto" or float, default="auto"
+        Its strength: relative to the mean eigenvalue for "ridge", the exponent of ``N ** -alpha`` for "pinv". "auto"
+        is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
+    memory_weight : "auto" or float, default="auto"
+        Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
+        tokens, a reserve of at most 1,024 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
+        the frozen model by two standard errors. With ``choices`` only the tokens in which these differ count.
+    n_passes : int, default=1
+        Passes of ``fit`` over the texts, each one step further from the model that the one before gave: more accurate,
+        at the cost of one forward pass each. More than one needs ``target="residual"`` and leaves nothing that
+        ``partial_fit`` and ``forget`` could add to.
+    learn_from : {"answer", "all"}, default="answer"
+        Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
+    template : None, str or callable, default=None
+        How source and target become a prompt and its answer: ``None`` takes the tokenizer's chat template where it has
+        one, else a line each; a format string has ``{source}`` and ``{target}``; a callable gets the source and
+        returns the prompt or a list of chat messages.
+    choices : sequence of str, default=None
+        Predict the most likely of these strings, of any length in tokens, instead of generating; ``score`` is then
+        the accuracy. Targets have to be among them.
+    max_new_tokens : int, default=64
+        Most tokens of a generated answer.
+    num_beams : int, default=1
+        1 generates greedily.
+    generation_config : dict or transformers.GenerationConfig, default=None
+        Anything else that ``generate`` knows, such as ``do_sample``, ``temperature`` or ``no_repeat_ngram_size``.
+    scoring : {"bleu", "chrf", "exact_match", "negative_perplexity"}, default="bleu"
+        What :meth:`score` returns; BLEU and chrF as sacrebleu has them, from 0 to 100.
+    batch_size : int or "auto", default="auto"
+        Samples a pass; halved where memory is short.
+    device : None, "auto", str or torch.device, default=None
+        The best device there is by default.
+    dtype : "auto", str or torch.dtype, default="auto"
+        Of the model: bfloat16 on GPUs that have it, float32 elsewhere. Statistics are always float64.
+    verbose : int, default=0
+        1 shows a progress bar on stderr.
+
+    Attributes
+    ----------
+    moments_ : LanguageMoments
+        All that is known of what was learnt; of a size that does not grow with it.
+    alpha_, memory_weight_, shift_weight_ : float
+        What was used: the regulariser, the strength of the step and that of the vocabulary's shift; of the last pass,
+        where there are several.
+    condition_ : float or None
+        Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None where
+        no weights were solved for.
+    held_out_loss_ : float or None
+        Negative log-likelihood a held-out token, natural logarithm; None where nothing was held out.
+    n_samples_seen_, n_tokens_seen_ : int
+        Samples and tokens learnt and not forgotten.
+    device_ : str
+        Where the model runs.
+
+    Notes
+    -----
+    Learning costs a forward pass with logits of the learnt tokens only, twice, and O(d²) a token; statistics take
+    ``24 d²`` bytes and two numbers a word of the vocabulary. The solve costs O(d³ + V d²) and a few passes of the
+    reserve through the output matrix, when a prediction is first asked for after a change.
+
+    References
+    ----------
+    .. [1] Bao et al., "Forward-Only Associative Learning via Closed-Form Fast Weights for Test-Time Supervised
+       Adaptation", arXiv 2605.04651, 2026, section 3.
+
+    Examples
+    --------
+    >>> from faast_sklearn import FaastSeq2Seq
+    >>> seq2seq = FaastSeq2Seq("bundled:smollm2-135m", choices=["good", "bad"])
+    >>> seq2seq.fit(["I love it", "It broke at once"], ["good", "bad"])  # doctest: +SKIP
+    >>> seq2seq.predict(["What a waste"])  # doctest: +SKIP
+    array(['bad'], dtype=object)
+    """
+
+    _saved_state = LANGUAGE
+    _decides_statistics = ("backbone", "dtype", "target", "learn_from", "template", "n_passes")
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        target="residual",
+        solver="ridge",
+        alpha="auto",
+        memory_weight="auto",
+        n_passes=1,
+        learn_from="answer",
+        template=None,
+        choices=None,
+        max_new_tokens=64,
+        num_beams=1,
+        generation_config=None,
+        scoring="bleu",
+        batch_size="auto",
+        device=None,
+        dtype="auto",
+        verbose=0,
+    ):
+        self.backbone = backbone
+        self.target = target
+        self.solver = solver
+        self.alpha = alpha
+        self.memory_weight = memory_weight
+        self.n_passes = n_passes
+        self.learn_from = learn_from
+        self.template = template
+        self.choices = choices
+        self.max_new_tokens = max_new_tokens
+        self.num_beams = num_beams
+        self.generation_config = generation_config
+        self.scoring = scoring
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Forget everything and learn from texts.
+
+        Parameters
+        ----------
+        X : sequence of n str
+            Sources; or plain texts, of which every token after the first is learnt.
+        y : sequence of n str, default=None
+            Targets; None for plain text.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
+            See :mod:`faast_sklearn.errors`. The estimator is then as it was before the call.
+        """
+        return self._learn(X, y, reset=True)
+
+    def partial_fit(self, X, y=None):
+        """Learn more texts; the same as having fitted all at once.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
+            The estimator is then as it was before the call.
+        """
+        return self._learn(X, y, reset=False, partial=True)
+
+    def forget(self, X, y=None):
+        """Take texts away that were learnt before; the same as never having learnt them.
+
+        Parameters
+        ----------
+        X, y
+            As they were learnt.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        ForgetError
+            If more is to be forgotten than was learnt, or texts that were not.
+        InputError, NonFiniteError
+            As in :meth:`fit`. The estimator is then as it was before the call.
+        """
+        check_is_fitted(self)
+        self._check_params(partial=True)
+        with changing(self):
+            lm = self._open()
+            exchanges = self._exchanges(lm, X, y)
+            self._refuse_changes()
+            removed = self._moments_of(lm, exchanges, "forget")
+            self._publish(_taken_away(self.moments_, removed))
+        return self
+
+    def predict(self, X):
+        """Write an answer to each source, or choose the most likely of ``choices``.
+
+        Parameters
+        ----------
+        X : sequence of n str
+
+        Returns
+        -------
+        ndarray of shape (n,), object
+            Strings. Before anything was learnt they are the frozen model's own, and a warning says so.
+        """
+        if self.choices is not None:
+            scores, choices = self._choice_scores(X)
+            return _strings(choices)[scores.argmax(1)]
+        self._check_params()
+        lm = self._open()
+        prompts = Prompts(lm, self.template)
+        runner = Generator(
+            lm,
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            generation_config=self.generation_config,
+            stop_ids=prompts.stop_ids,
+        )
+        questions = prompts.questions(X, room=runner.room)
+        answers = np.empty(len(questions), dtype=object)
+        with self._weights(lm).attached(lm, private=True):
+            for indices, texts in self._stream(runner, questions, "predict"):
+                answers[indices] = texts
+        return answers
+
+    def choice_log_probabilities(self, X):
+        """Return how likely each of ``choices`` is as the whole answer to each source.
+
+        Parameters
+        ----------
+        X : sequence of n str
+
+        Returns
+        -------
+        ndarray of shape (n, len(choices))
+            Natural logarithms of the model's probabilities, end of the answer included; they need not sum to one.
+        """
+        if self.choices is None:
+            raise ValueError("choices is None; pass choices=[...] to the constructor.")
+        return self._choice_scores(X)[0]
+
+    def score(self, X, y=None):
+        """Score predictions against targets; greater is better.
+
+        Parameters
+        ----------
+        X : sequence of n str
+        y : sequence of n str, default=None
+            May be None with ``scoring="negative_perplexity"``, for plain text.
+
+        Returns
+        -------
+        float
+            The accuracy with ``choices``, else what ``scoring`` says.
+        """
+        self._check_params()
+        if self.choices is None and self.scoring == "negative_perplexity":
+            return -self.perplexity(X, y)
+        if y is None:
+            raise InputError("y is None; only scoring='negative_perplexity' scores plain text.")
+        X, y = as_samples(X, "text"), targets_of(y)
+        if len(X) != len(y):
+            raise InputError(f"X has {len(X)} samples and y has {len(y)}; pass one target for each.")
+        if self.choices is None:
+            return text_score(list(self.predict(X)), list(y), self.scoring)
+        refuse_other_targets(y, self.choices)
+        return float(np.mean([a == b for a, b in zip(self.predict(X), y, strict=True)]))
+
+    def perplexity(self, X, y=None):
+        """Return the perplexity a token of answers, or of plain texts; smaller is better.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        float
+            ``exp`` of the mean negative log-likelihood of the tokens that ``learn_from`` names.
+        """
+        total, tokens, _ = self._likelihood(X, y)
+        return float(np.exp(-total / tokens))
+
+    def token_scores(self, X, y=None):
+        """Return what the model makes of given answers, or of plain texts, token by token.
+
+        Parameters
+        ----------
+        X, y
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        dict
+            ``"nll"``: mean negative log-likelihood a token, natural logarithm; ``"accuracy"``: share of tokens that
+            are the most likely one; ``"n_tokens"``.
+        """
+        total, tokens, correct = self._likelihood(X, y)
+        return {"nll": float(-total / tokens), "accuracy": float(correct / tokens), "n_tokens": int(tokens)}
+
+    @contextmanager
+    def attached(self):
+        """Put the fast weights on the transformers model for the time of a block, and yield the model.
+
+        Yields
+        ------
+        transformers.PreTrainedModel
+            For ``generate``, pipelines and evaluation. Within the block every pass of it has the fast weights, in
+            every thread; those of this library's own estimators have their own. With ``memory_weight=0`` its output
+            is the frozen model's to the bit. What ``torch.compile`` made of it runs uncompiled. Afterwards, also after
+            an exception, it is the frozen model again.
+        """
+        lm = self._open()
+        with self._weights(lm).attached(lm):
+            yield lm.module
+
+    def save_folded(self, folder):
+        """Write a plain transformers checkpoint, model and tokenizer, with the fast weights in its output matrix.
+
+        Parameters
+        ----------
+        folder : str or path
+            For ``AutoModelForCausalLM.from_pretrained`` (or ``AutoModelForSeq2SeqLM``); no code of this library is
+            needed to load it, and its logits are those with the fast weights attached.
+
+        Raises
+        ------
+        BackboneError
+            If the fast weights do not act on the output matrix (``target="embedding"``, published checkpoints).
+        """
+        lm = self._open()
+        save_folded(lm, self._current().compiled(lm).weights, folder)
+
+    @property
+    def alpha_(self):
+        """The regulariser that was used."""
+        return self._solution().alpha
+
+    @property
+    def condition_(self):
+        """Condition number of the solve for the keys; None where no weights were solved for."""
+        return self._solution().condition
+
+    @property
+    def memory_weight_(self):
+        """The strength of the fast weights."""
+        return self._solution().memory_weight
+
+    @property
+    def shift_weight_(self):
+        """The strength of the vocabulary's shift."""
+        return self._solution().shift_weight
+
+    @property
+    def held_out_loss_(self):
+        """Negative log-likelihood a held-out token."""
+        return self._solution().held_out_loss
+
+    def _learn(self, X, y, *, reset, partial=False):
+        self._check_params(partial)
+        with changing(self):
+            reset = reset or "moments_" not in self.__dict__
+            if reset:
+                self._forget_saved_backbone()
+            lm = self._open()
+            if self.n_passes > 1 and lm.readouts is not None:
+                raise ValueError("n_passes > 1 takes further steps on the loss; published checkpoints do not.")
+            exchanges, base = self._exchanges(lm, X, y), None
+            if not reset:
+                self._refuse_changes()
+            for k in range(self.n_passes):
+                moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
+                if not partial:  # a stream may begin with texts without a token to learn as well as go on with them
+                    self._refuse_nothing(moments)
+                if k + 1 < self.n_passes:
+                    base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
+            if not reset:
+                moments = self.moments_ + moments
+            self.device_ = str(lm.device)
+            self._publish(moments, base)
+        return self
+
+    def _open_backbone(self):
+        return as_handle(self.backbone).open_language_model(self.device, self.dtype)
+
+    def _open(self):
+        return self._open_as_saved()
+
+    def _ready_to_save(self, moments):
+        try:
+            self._solution()
+        except NotFittedError:  # everything was forgotten
+            return
+        except (FaastError, OSError):
+            if not moments:
+                raise
+
+    def _restore_state(self, attributes):
+        super()._restore_state(
+            {
+                **attributes,
+                "moments_": attributes["_learnt"].moments,
+                "device_": "cpu",
+                "_learnt_with": self._settings_of_statistics(),
+            }
+        )
+
+    def _target(self, lm):
+        return "embedding" if lm.readouts is not None else self.target
+
+    def _exchanges(self, lm, X, y, learnt=True):
+        prompts = Prompts(lm, self.template)
+        if y is not None and self.choices is not None and learnt:
+            refuse_other_targets(targets_of(y), self.choices)
+        exchanges = prompts.texts(X) if y is None else prompts.pairs(X, y)
+        if not len(exchanges):
+            raise InputError("X is empty; pass at least one text.")
+        return exchanges
+
+    def _stream(self, runner, exchanges, description):
+        # The report counts from the exchanges, whose lengths are those before truncation.
+        with (
+            self._report(exchanges, description) as report,
+            closing(stream_features(runner, exchanges, batch_size=self.batch_size, report=report)) as stream,
+        ):
+            yield from stream
+
+    def _moments_of(self, lm, exchanges, description, base=None):
+        """Stream texts into moments; nothing of this estimator is changed."""
+        learner = Learner(lm, self._target(lm), self.learn_from, base)
+        moments = None
+        for _, seen in self._stream(learner, exchanges, description):
+            moments = seen.moments if moments is None else moments + seen.moments
+        return moments
+
+    def _among(self, lm):
+        """Return the tokens in which choices differ, sorted; None without choices."""
+        if self.choices is None:
+            return None
+        return tuple(sorted(deciding_tokens(Prompts(lm, self.template), self.choices))) or None
+
+    def _learnt_from(self, lm, moments, base, hold_out=False):
+        return Learnt(
+            moments,
+            target=self._target(lm),
+            solver=self.solver,
+            alpha=self.alpha,
+            memory_weight=self.memory_weight,
+            among=self._among(lm),
+            base=base,
+            hold_out=hold_out,
+        )
+
+    def _publish(self, moments, base=None):
+        """Make new moments current, as the last step of a change."""
+        learnt = self._learnt_from(self._open(), moments, base)
+        self.__dict__.update(
+            moments_=moments,
+            n_samples_seen_=moments.n_samples,
+            n_tokens_seen_=round(moments.output.n_tokens),
+            _learnt=learnt,
+            _learnt_with=self._settings_of_statistics(),
+        )
+
+    def _adopt(self, estimators):
+        """Make the sum of what several have learnt current."""
+        self._check_params(partial=True)
+        self._adopt_moments(functools.reduce(operator.add, [e._known_moments() for e in estimators]))
+
+    def _adopt_moments(self, moments, declared=()):
+        """Make moments from elsewhere current; texts declare no classes."""
+        self._publish(moments)
+
+    def _known_moments(self):
+        """Return all that was learnt."""
+        return self.moments_
+
+    def _moments_of_part(self, X, y, sample_weight, reset):
+        """Return the moments of some of the texts, for whoever adds them up; nothing becomes current."""
+        if sample_weight is not None:
+            raise InputError("texts have no sample_weight; repeat those that should count more.")
+        lm = self._open()
+        self.device_ = str(lm.device)
+        return self._moments_of(lm, self._exchanges(lm, X, y), "fit")
+
+    def _refuse_nothing(self, moments):
+        if not moments.output.n_tokens:
+            raise InputError("the texts have no token that could be learnt: all are a single token.")
+
+    def _without_moments(self):
+        """Return a copy that predicts as this one and is as small as what it takes to predict."""
+        current = self._current()
+        nothing = NotSaved(self.n_samples_seen_)
+        solved = current.compiled(self._open())
+        twin = copy.copy(self)
+        twin.moments_, twin._learnt = nothing, Learnt(nothing, **current.settings)
+        twin._learnt._solved = solved
+        return twin
+
+    def _current(self):
+        if "_learnt" not in self.__dict__:
+            raise NotFittedError(
+                f"This {type(self).__name__} instance is not fitted yet. Call 'fit' or 'partial_fit' first."
+            )
+        if not isinstance(self.moments_, NotSaved) and not self.moments_.output.n_tokens:
+            raise NotFittedError(
+                "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
+            )
+        self._refuse_changes("backbone")
+        return self._learnt
+
+    def _solution(self):
+        return self._current().compiled(self._open())
+
+    def _weights(self, lm):
+        """Return the fast weights; before anything was learnt none, with a warning."""
+        if not self.__sklearn_is_fitted__():
+            warnings.warn(
+                f"This {type(self).__name__} has not learnt anything yet, so this is the frozen model; call fit or "
+                "partial_fit first.",
+                NotFittedWarning,
+                stacklevel=4,
+            )
+            return FastWeights("residual", None)
+        return self._current().compiled(lm).weights
+
+    def _choice_scores(self, X):
+        self._check_params()
+        lm = self._open()
+        prompts = Prompts(lm, self.template)
+        runner = ChoiceScorer(lm, prompts, self.choices)
+        questions = prompts.questions(X, room=runner.room)
+        scores = np.empty((len(questions), runner.n_features))
+        with self._weights(lm).attached(lm, private=True):
+            for indices, found in self._stream(runner, questions, "predict"):
+                scores[indices] = found.cpu().numpy()
+        return scores, runner.choices
+
+    def _likelihood(self, X, y):
+        self._check_params()
+        lm = self._open()
+        scorer = LikelihoodScorer(lm, self._weights(lm), self.learn_from)
+        total = np.zeros(3)
+        for _, found in self._stream(scorer, self._exchanges(lm, X, y, learnt=False), "score"):
+            total += found.double().sum(0).cpu().numpy()
+        return total
+
+    def _check_params(self, partial=False):
+        check_settings(target=self.target, solver=self.solver, alpha=self.alpha, memory_weight=self.memory_weight)
+        for name, allowed in (("learn_from", ("answer", "all")), ("scoring", _SCORINGS)):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value in allowed):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        passes = self.n_passes
+        if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 1:
+            raise ValueError(f"n_passes must be a positive integer, got {passes!r}.")
+        if passes > 1 and self.target != "residual":
+            raise ValueError("n_passes > 1 takes further steps on the loss, which needs target='residual'.")
+        if passes > 1 and partial:
+            raise ValueError(
+                "each pass after the first needs all samples again, so partial_fit and forget need n_passes=1; use fit."
+            )
+
+    def __sklearn_is_fitted__(self):
+        return "_learnt" in self.__dict__
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = False
+        return tags
+
+
+def _strings(texts):
+    out = np.empty(len(texts), dtype=object)
+    out[:] = texts
+    return out
+
+
+def _taken_away(learnt, removed):
+    """Return ``learnt − removed``; raise ForgetError if ``removed`` cannot be a part of ``learnt``."""
+    if removed.n_samples > learnt.n_samples or removed.output.n_tokens > learnt.output.n_tokens + 0.5:
+        raise ForgetError(
+            f"asked to forget {removed.n_samples} samples of {int(removed.output.n_tokens)} tokens, but only "
+            f"{learnt.n_samples} of {int(learnt.output.n_tokens)} were learnt."
+        )
+    unknown = learnt.reserve.missing(removed.reserve)
+    if unknown:
+        raise ForgetError(f"{unknown} of these samples, or more, were never learnt as they are.")
+    return learnt - removed

@@ -1,0 +1,56 @@
+"""One change of an estimator at a time: threads that learn into the same one wait for each other."""
+
+import os
+import threading
+import weakref
+from contextlib import contextmanager
+
+__all__ = ["changing"]
+
+# Beside the estimators, which are copied, pickled and cloned, as locks are not.
+_locks = weakref.WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+@contextmanager
+def changing(estimator):
+    """Let one thread at a time change an estimator; and put every attribute back if it does not come to its end.
+
+    Parameters
+    ----------
+    estimator : object
+        That can be hashed by identity.
+
+    Examples
+    --------
+    >>> from faast_sklearn.estimators.turns import changing
+    >>> class Sum:
+    ...     total = 0
+    >>> one = Sum()
+    >>> with changing(one):
+    ...     one.total = one.total + 1
+    >>> one.total
+    1
+    """
+    with _guard:
+        lock = _locks.setdefault(estimator, threading.RLock())
+    with lock:
+        before = dict(estimator.__dict__)
+        try:
+            yield
+        except BaseException:  # be it Ctrl-C
+            for name in estimator.__dict__.keys() - before.keys():
+                del estimator.__dict__[name]
+            estimator.__dict__.update(before)
+            raise
+
+
+def _forget_threads():
+    """Start anew in a forked process, where the threads that held locks are not."""
+    global _guard
+    _guard = threading.Lock()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -1,0 +1,1 @@
+"""Samples to rows of features, each sample once: the second of five rooms."""

@@ -1,0 +1,171 @@
+"""The per-sample cache of features: each sample is encoded once, whoever asks."""
+
+import numbers
+import os
+import threading
+from pathlib import Path
+
+from faast_sklearn.features.cache.directory_store import DirectoryStore
+from faast_sklearn.features.cache.memory_store import MemoryStore
+
+__all__ = ["FeatureCache", "as_cache"]
+
+_GIB = 1 << 30
+
+
+class FeatureCache:
+    """A bounded store of features by the content of samples, shared by estimators, clones, threads and processes.
+
+    Pass it, or for short ``"memory"`` or a directory, as ``cache`` of an estimator with a backbone. A feature is kept
+    under a digest of the sample's content and of everything that decides the feature: backbone, weights, code,
+    preprocessing, pooling, length, precision. So it is found again whatever the sample is called and wherever it
+    stands in X, and never for another backbone.
+
+    Parameters
+    ----------
+    directory : str or path-like, default=None
+        Where to keep features; made if it does not exist, when first used. On a local disk. None keeps them in memory.
+    max_bytes : int, default=None
+        Most bytes of features, of which those go first that were not used for longest; by default 1 GiB in memory and
+        10 GiB in a directory.
+
+    Attributes
+    ----------
+    directory : Path or None
+    max_bytes : int
+    hits, misses : int
+        Samples of this process that were found, and that had to be encoded here.
+
+    Raises
+    ------
+    ValueError
+        If ``max_bytes`` is no positive integer.
+
+    Notes
+    -----
+    ``clone`` and ``deepcopy`` share it. Pickled, a directory's keeps its path and bound; one in memory arrives empty.
+
+    What two workers need at once, one of them encodes and the other waits for. What a killed process had stored stays
+    whole; what it was encoding others take over.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from faast_sklearn import BackboneFeatures, FeatureCache
+    >>> class Mean(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.float().mean((2, 3))
+    >>> cache = FeatureCache()
+    >>> features = BackboneFeatures(Mean(), device="cpu", cache=cache)
+    >>> X = np.random.default_rng(0).random((5, 3, 8, 8))
+    >>> first, again = features.fit_transform(X), features.transform(X[::-1])
+    >>> np.array_equal(first, again[::-1]), len(cache), cache.misses
+    (True, 5, 5)
+    """
+
+    def __init__(self, directory=None, *, max_bytes=None):
+        if max_bytes is None:
+            max_bytes = _GIB if directory is None else 10 * _GIB
+        if not isinstance(max_bytes, numbers.Integral) or isinstance(max_bytes, bool) or max_bytes <= 0:
+            raise ValueError(f"max_bytes must be a positive integer or None, got {max_bytes!r}.")
+        self.directory = None if directory is None else Path(_resolved(directory))
+        self.max_bytes = int(max_bytes)
+        self.hits = 0
+        self.misses = 0
+        self._count_lock = threading.Lock()
+        self.store = (
+            MemoryStore(self.max_bytes) if directory is None else DirectoryStore(self.directory, self.max_bytes)
+        )
+
+    @property
+    def nbytes(self):
+        """Bytes of features that are kept."""
+        return self.store.n_bytes
+
+    def clear(self):
+        """Forget all features."""
+        self.store.clear()
+
+    def count(self, hits=0, misses=0):
+        """Add to ``hits`` and ``misses``."""
+        with self._count_lock:
+            self.hits += hits
+            self.misses += misses
+
+    def __len__(self):
+        return len(self.store)
+
+    def __bool__(self):
+        return True  # also while it is empty
+
+    def __repr__(self):
+        where = "" if self.directory is None else f"{str(self.directory)!r}, "
+        return f"FeatureCache({where}max_bytes={self.max_bytes})"
+
+    def __sklearn_clone__(self):
+        return self
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        if self.directory is None:
+            return _memory_cache, (self.max_bytes,)
+        return _directory_cache, (str(self.directory), self.max_bytes)
+
+
+_shared = {}  # what cache= names -> the one cache of this process
+_shared_lock = threading.Lock()
+
+
+def as_cache(cache):
+    """Return the cache that an estimator's ``cache`` parameter names.
+
+    Parameters
+    ----------
+    cache : None, "memory", str, path-like or FeatureCache
+        ``"memory"`` is one for the whole process, a directory one for each process.
+
+    Returns
+    -------
+    FeatureCache or None
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+
+    Examples
+    --------
+    >>> from faast_sklearn.features.cache.feature_cache import as_cache
+    >>> as_cache("memory") is as_cache("memory")
+    True
+    """
+    if cache is None or isinstance(cache, FeatureCache):
+        return cache
+    if isinstance(cache, str) and cache == "memory":
+        with _shared_lock:
+            return _shared.setdefault("memory", FeatureCache())
+    if isinstance(cache, (str, os.PathLike)) and os.fspath(cache):
+        return _directory_cache(_resolved(cache), None)
+    raise ValueError(f"cache must be None, 'memory', a directory or a FeatureCache, got {cache!r}.")
+
+
+def _resolved(directory):
+    return os.path.realpath(os.path.expanduser(os.fspath(directory)))
+
+
+def _memory_cache(max_bytes):
+    return FeatureCache(max_bytes=max_bytes)
+
+
+def _directory_cache(directory, max_bytes):
+    max_bytes = 10 * _GIB if max_bytes is None else max_bytes
+    with _shared_lock:
+        key = (directory, max_bytes)
+        if key not in _shared:
+            _shared[key] = FeatureCache(directory, max_bytes=max_bytes)
+        return _shared[key]

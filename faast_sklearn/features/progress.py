@@ -1,0 +1,135 @@
+"""What one call tells its user while it runs and when it ends: a bar, and how many texts were cut."""
+
+import numbers
+import warnings
+
+import numpy as np
+
+from faast_sklearn.errors import MissingDependencyError, TruncationWarning
+
+__all__ = ["Report", "check_verbosity"]
+
+
+class Report:
+    """Progress and truncation of one user's call, over however many streams it takes.
+
+    A context manager: leaving it closes the bar and, if no error is under way, warns once about texts
+    that were cut.
+
+    Parameters
+    ----------
+    verbose : int, default=0
+        From 1 on a progress bar over samples, on stderr.
+    description : str, default=""
+        In front of the bar.
+    total : int, default=None
+        Samples to expect; None where it is not known, which leaves the bar without a remaining time.
+
+    Attributes
+    ----------
+    n_samples, n_truncated, longest : int
+        Samples run so far, how many of them were cut, and the tokens of the longest.
+    limit : int or None
+        The most tokens that the backbone reads.
+
+    Raises
+    ------
+    ValueError
+        If ``verbose`` is no number of at least 0.
+    MissingDependencyError
+        If ``verbose`` asks for a bar and tqdm is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.features.progress import Report
+    >>> with Report() as report:
+    ...     report.add(2, lengths=np.array([5, 9]), limit=16)
+    >>> report.n_samples, report.n_truncated, report.longest
+    (2, 0, 9)
+    """
+
+    def __init__(self, *, verbose=0, description="", total=None):
+        check_verbosity(verbose)
+        self.n_samples = 0
+        self.n_truncated = 0
+        self.longest = 0
+        self.limit = None
+        self._bar = _bar(description, total) if verbose else None
+
+    def add(self, n_samples, lengths=None, limit=None):
+        """Count a batch that has been run.
+
+        Parameters
+        ----------
+        n_samples : int
+        lengths : ndarray of shape (n_samples,), default=None
+            Tokens of each text before truncation.
+        limit : int, default=None
+            The most tokens that the backbone reads.
+        """
+        self.n_samples += n_samples
+        if lengths is not None and len(lengths):
+            self.longest = max(self.longest, int(np.max(lengths)))
+            if limit is not None:
+                self.limit = limit
+                self.n_truncated += int(np.count_nonzero(np.asarray(lengths) > limit))
+        if self._bar is not None:
+            self._bar.update(n_samples)
+
+    def close(self):
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def warn(self, stacklevel=2):
+        """Warn if texts were cut.
+
+        Parameters
+        ----------
+        stacklevel : int, default=2
+            As in :func:`warnings.warn`; 2 is the caller.
+        """
+        if self.n_truncated:
+            warnings.warn(
+                f"{self.n_truncated} of {self.n_samples} texts were cut: the longest has {self.longest} tokens and the "
+                f"backbone reads {self.limit}. Split long texts, or open the backbone with truncation='error'.",
+                TruncationWarning,
+                stacklevel=stacklevel,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.close()
+        if kind is None:
+            self.warn(stacklevel=3)
+
+
+def check_verbosity(verbose):
+    """Raise ValueError if ``verbose`` is no number of at least 0.
+
+    Examples
+    --------
+    >>> from faast_sklearn.features.progress import check_verbosity
+    >>> check_verbosity("loud")
+    Traceback (most recent call last):
+    ...
+    ValueError: verbose must be 0, 1 or another number of at least 0, got 'loud'.
+    """
+    if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
+        raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
+
+
+def _bar(description, total):
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingDependencyError("verbose=1 shows a progress bar with tqdm: pip install tqdm") from error
+
+    class Bar(tqdm):
+        monitor_interval = 0  # no helper thread that outlives the call
+
+    return Bar(desc=description or None, total=total, unit=" samples", miniters=1)

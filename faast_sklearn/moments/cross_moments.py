@@ -1,0 +1,91 @@
+"""Sufficient statistics of keys and the vectors that they should be associated with, exact under ``+`` and ``−``."""
+
+import numpy as np
+import torch
+
+from faast_sklearn.moments.scatter import Scatter
+
+__all__ = ["CrossMoments"]
+
+
+class CrossMoments:
+    """Scatter of keys together with their product with values, both about the origin.
+
+    What :class:`~faast_sklearn.moments.ClassMoments` is to labels, this is to value vectors that are as many as there
+    are rows: ``G = KᵀK`` and ``C = KᵀV`` are all that a linear map from keys to values needs, and ``tr VᵀV`` adds its
+    residual. Instances are immutable and form a group.
+
+    Parameters
+    ----------
+    keys : Scatter
+        Of K.
+    cross : torch.Tensor of shape (d, m), float64
+        ``KᵀV``.
+    power : float
+        ``tr VᵀV``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.moments.cross_moments import CrossMoments
+    >>> K, V = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> whole = CrossMoments.from_rows(K, V)
+    >>> parts = CrossMoments.from_rows(K[:1], V[:1]) + CrossMoments.from_rows(K[1:], V[1:])
+    >>> whole.cross.ravel().tolist(), parts.cross.ravel().tolist(), parts.power
+    ([4.0, 7.0], [4.0, 7.0], 14.0)
+    """
+
+    __slots__ = ("cross", "keys", "power")
+
+    def __init__(self, keys, cross, power):
+        self.keys = keys
+        self.cross = cross
+        self.power = float(power)
+
+    @classmethod
+    def empty(cls, n_features, n_values, device="cpu"):
+        """Return the neutral element of ``+``."""
+        cross = torch.zeros((n_features, n_values), dtype=torch.float64, device=device)
+        return cls(Scatter.empty(n_features, device), cross, 0.0)
+
+    @classmethod
+    def from_rows(cls, K, V):
+        """Compute the moments of keys K, of shape (n, d), and values V, of shape (n, m), where they are.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many values as keys.
+        """
+        if len(K) != len(V):
+            raise ValueError(f"{len(K)} keys and {len(V)} values; each key needs one value.")
+        K, V = K.to(torch.float64), V.to(torch.float64)
+        return cls(Scatter.from_rows(K), K.T @ V, V.square().sum())
+
+    @property
+    def weight(self):
+        """Number of rows."""
+        return self.keys.weight
+
+    def to(self, device):
+        """Return the same statistics on ``device``."""
+        return CrossMoments(self.keys.to(device), self.cross.to(device), self.power)
+
+    def __add__(self, other):
+        if not isinstance(other, CrossMoments):
+            return NotImplemented
+        other = other.to(self.cross.device)
+        return CrossMoments(self.keys + other.keys, self.cross + other.cross, self.power + other.power)
+
+    def __sub__(self, other):
+        if not isinstance(other, CrossMoments):
+            return NotImplemented
+        other = other.to(self.cross.device)
+        return CrossMoments(self.keys - other.keys, self.cross - other.cross, self.power - other.power)
+
+    def __getstate__(self):
+        return (self.keys, self.cross.cpu().numpy(), self.power)
+
+    def __setstate__(self, state):
+        keys, cross, power = state
+        self.__init__(keys, torch.from_numpy(np.array(cross)), power)

@@ -1,0 +1,151 @@
+"""What classes are associated with: vectors of their own instead of one-hot codes."""
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from faast_sklearn.errors import InputError
+from faast_sklearn.features.feature_map import unit_rows
+
+__all__ = ["ClassValues", "check_values", "class_values"]
+
+# The paper's prompt, for models that were trained on captions; text encoders read the name as it is.
+_CAPTION = "A photo of a {label}."
+# Between cosines and logits, where a model brings no scale of its own. Over captions and sentences told apart by
+# their MiniLM similarity to class names, the log-loss is least between 5 and 20.
+_LOGIT_SCALE = 10.0
+
+_embedded = weakref.WeakKeyDictionary()  # backbone -> {text: vector}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ClassValues:
+    """One vector for each class.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (c, m), float64
+        Of unit length.
+    logit_scale : float
+        Factor between cosine similarities to features and logits; used with a prior.
+    """
+
+    vectors: np.ndarray
+    logit_scale: float
+
+
+def check_values(values, prompt_template):
+    """Raise ValueError unless ``values`` and ``prompt_template`` are of a kind that :func:`class_values` takes."""
+    named = isinstance(values, str) and values in ("onehot", "text")
+    if not (
+        named or isinstance(values, Mapping) or (hasattr(values, "__array__") or isinstance(values, (list, tuple)))
+    ):
+        raise ValueError(
+            f"values must be 'onehot', 'text', an array of shape (n_classes, m) or a dict of labels, got {values!r}."
+        )
+    templates = [prompt_template] if isinstance(prompt_template, str) else prompt_template
+    if templates is None or not isinstance(templates, Sequence) or not len(templates):
+        raise ValueError(f"prompt_template must be a string with {{label}} or a list of them, got {prompt_template!r}.")
+    for template in templates:
+        if template != "auto" and not (isinstance(template, str) and "{label}" in template):
+            raise ValueError(f"prompt_template must contain {{label}}, got {template!r}.")
+
+
+def class_values(values, classes, backbone=None, prompt_template="auto"):
+    """Look up or embed the vector of each class.
+
+    Parameters
+    ----------
+    values : {"text"}, array-like of shape (c, m), or dict
+        "text": the backbone embeds each label within ``prompt_template``. An array has one row for each of
+        the sorted ``classes``. A dict maps labels to vectors, or to texts that stand for them.
+    classes : ndarray of shape (c,)
+        Sorted labels.
+    backbone : Backbone, optional
+        With an ``embed_text``, for texts.
+    prompt_template : str or sequence of str, default="auto"
+        With ``{label}``. The embeddings of several are averaged. "auto" is the paper's "A photo of a {label}." where
+        images and texts meet, else the label alone.
+
+    Returns
+    -------
+    ClassValues
+
+    Raises
+    ------
+    InputError
+        If a label is no string and has no text, an entry is missing, or shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.readout.class_vectors import class_values
+    >>> class_values({"b": [0, 2], "a": [3, 4]}, np.array(["a", "b"])).vectors.tolist()
+    [[0.6, 0.8], [0.0, 1.0]]
+    """
+    if isinstance(values, Mapping):
+        missing = [label for label in classes.tolist() if label not in values]
+        if missing:
+            raise InputError(f"values has no entry for the labels {missing[:5]!r}; give one for every label.")
+        values = [values[label] for label in classes.tolist()]
+        if all(isinstance(value, str) for value in values):
+            return _of_texts(values, backbone, prompt_template)
+    elif isinstance(values, str):
+        texts = classes.tolist()
+        if not all(isinstance(label, str) for label in texts):
+            raise InputError(
+                f"values='text' embeds labels as text, but they are {classes.dtype} such as {texts[0]!r}; pass "
+                "values={label: 'its name', ...} or string labels."
+            )
+        return _of_texts(texts, backbone, prompt_template)
+    try:
+        vectors = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("values must hold vectors of equal length, or texts for all labels.") from error
+    if vectors.ndim != 2 or not vectors.size:
+        raise InputError(f"values has shape {vectors.shape}, expected (n_classes, m).")
+    if len(vectors) != len(classes):
+        raise InputError(
+            f"values has {len(vectors)} rows and there are {len(classes)} classes, {classes[:5].tolist()}...; pass one "
+            "row for each label in sorted order, or a dict, which may hold labels that are yet to come."
+        )
+    if not np.isfinite(vectors).all():
+        raise InputError("values must be finite.")
+    return ClassValues(unit_rows(vectors), _logit_scale(backbone))
+
+
+def _of_texts(texts, backbone, prompt_template):
+    if not hasattr(backbone, "embed_text"):
+        reader = "backbone=None" if backbone is None else f"this {type(backbone).__name__}"
+        raise InputError(
+            f"{reader} cannot embed texts into the space of its features; use a dual encoder (CLIP, SigLIP) or a text "
+            "encoder, or pass the vectors as values."
+        )
+    templates = [prompt_template] if isinstance(prompt_template, str) else prompt_template
+    caption = _CAPTION if backbone.modality == "image" else "{label}"
+    prompts = [[(caption if t == "auto" else t).replace("{label}", text) for t in templates] for text in texts]
+    known = _embed(backbone, [prompt for group in prompts for prompt in group])
+    vectors = np.stack([unit_rows(np.stack([known[prompt] for prompt in group])).mean(0) for group in prompts])
+    return ClassValues(unit_rows(vectors), _logit_scale(backbone))
+
+
+def _embed(backbone, texts):
+    """Return the embedding of each text; once an opened backbone, which searches ask again and again."""
+    with _lock:
+        known = _embedded.setdefault(backbone, {})
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+    if new:
+        vectors = backbone.embed_text(new).to(dtype=torch.float64, device="cpu").numpy()
+        with _lock:
+            known.update(zip(new, vectors, strict=True))
+    return known
+
+
+def _logit_scale(backbone):
+    scale = getattr(backbone, "logit_scale", None)
+    return _LOGIT_SCALE if scale is None else float(scale)

@@ -1,0 +1,187 @@
+"""From fast weights to class scores and probabilities, from the statistics alone.
+
+Two links turn weights into a classifier:
+
+* :func:`discriminant_readout`: Gaussian classes with the regularised pooled covariance. The ridge weights already
+  hold everything: with the total scatter ``T = S + B`` (within plus between), ``(S + λ)⁻¹M`` follows from
+  ``W = (T + λ)⁻¹ Sᵀ`` by a c×c inverse (Woodbury). Unlike the argmax of ridge scores it does not mask classes
+  and is right for unequal class sizes: a mean of few rows is drawn towards the others as far as it is noise.
+* :func:`score_readout`: the weights' own scores, whose argmax is the paper's prediction, with a softmax.
+
+Both are calibrated by one temperature; ``faast_sklearn.readout.calibration`` has how. No example is needed, so the
+probabilities of a model that learnt in pieces are those of one that learnt at once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+import torch
+
+from faast_sklearn.readout.calibration import log_shares, temperature
+from faast_sklearn.readout.discriminant import Between
+from faast_sklearn.solvers.closed_form import residual_share
+
+__all__ = ["LinearReadout", "discriminant_readout", "score_readout"]
+
+# Rows scored at once: few enough to stay in the cache between their conversion and their product.
+_BLOCK_ROWS = 1024
+# Up to so many NumPy is faster: torch's calls cost more than the product.
+_FEW_ROWS = 256
+
+
+@dataclass(frozen=True)
+class LinearReadout:
+    """Scores ``x ↦ coef x + intercept`` and probabilities ``softmax(temperature · scores)``.
+
+    Parameters
+    ----------
+    coef : ndarray of shape (c, d), float64
+    intercept : ndarray of shape (c,), float64
+    temperature : float
+    left_out : ndarray of shape (c, c), optional
+        Mean scores of left-out rows of each class.
+    inflation : float, default=1.0
+        How much wider than in sample left-out scores spread.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    temperature: float = 1.0
+    left_out: np.ndarray | None = None
+    inflation: float = 1.0
+
+    def __post_init__(self):
+        # The last digit of a product depends on how its factors lie in memory; one that was saved and loaded must not.
+        object.__setattr__(self, "coef", np.ascontiguousarray(self.coef))
+
+    def scores(self, X):
+        """Return the scores of rows, computed in float64 where X is.
+
+        Parameters
+        ----------
+        X : ndarray or torch.Tensor of shape (n, d)
+            Of any floating dtype.
+
+        Returns
+        -------
+        ndarray or torch.Tensor of shape (n, c), float64
+        """
+        if isinstance(X, np.ndarray) and len(X) <= _FEW_ROWS:
+            return X.astype(np.float64, copy=False) @ self.coef.T + self.intercept
+        coef, intercept = _as_float64_tensor(self.coef), _as_float64_tensor(self.intercept)
+        if not isinstance(X, np.ndarray):
+            return torch.addmm(intercept.to(X.device), X.to(torch.float64), coef.to(X.device).T)
+        out = torch.empty(len(X), len(coef), dtype=torch.float64)
+        for start in range(0, len(X), _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            torch.addmm(intercept, _as_float64_tensor(X[part]), coef.T, out=out[part])
+        return out.numpy()
+
+    def log_probabilities(self, scores):
+        """Return log-probabilities of an ndarray of scores of shape (n, c)."""
+        return scipy.special.log_softmax(self.temperature * scores, axis=1)
+
+
+def _as_float64_tensor(rows):
+    """Return rows of an ndarray as a float64 tensor on the CPU."""
+    if rows.flags.writeable and rows.flags.c_contiguous and min(rows.strides) >= 0:
+        return torch.from_numpy(rows).to(torch.float64)
+    # What torch warns of or refuses.
+    return torch.from_numpy(np.array(rows, np.float64, order="C"))
+
+
+def discriminant_readout(solution, moments):
+    """Regularised linear discriminant from centred ridge weights.
+
+    Class k scores ``τ (âₖᵀ Σ⁻¹(x − m₀) − ½ qₖ′) + log πₖ`` with ``Σ = (S + λI) / N`` and S the pooled within-class
+    scatter. What unequal classes need is in three places:
+
+    * ``âₖ = bₖ (mₖ − m₀)`` with ``bₖ = s / (s + vₖ)``: the posterior mean of a class of nₖ rows whose true mean lies s
+      from m₀ by a normal prior, in the metric Σ⁻¹, and whose sample mean is off by ``vₖ = tr(Σ⁻¹ Cov) / nₖ``. m₀ is the
+      mean of the class means, each weighted by ``1 / (s + vₖ)``, and s follows from how far they lie apart (DerSimonian
+      and Laird, 1986). Without it noise makes a mean of few rows look far away from everything, its own rows included.
+    * ``qₖ′``: the squared norm of âₖ, drawn towards what s and vₖ foretell by the reliability
+      ``(nₖ − 1) / (nₖ + 5)``: with one row the direction of a mean is worth following, but its norm is noise.
+    * ``πₖ = (nₖ + 1) / (N + c)``, shares by Laplace's rule.
+
+    With equal classes bₖ and m₀ are common to all of them and only the temperature feels them. The share ``c / 5N`` of
+    the between-class scatter counts as within.
+
+    Parameters
+    ----------
+    solution : Solution
+        Of :func:`~faast_sklearn.solvers.solve_ridge` or ``solve_cholesky`` on the centred scatter and the centred
+        class sums as ``cross``.
+    moments : ClassMoments
+        What the solution was computed from; at least two classes.
+
+    Returns
+    -------
+    LinearReadout
+        The scores are log-posteriors up to a constant; its temperature is 1. Costs O(d c² + c³).
+    """
+    moments = _above_underflow(moments)
+    weights, n = _host64(solution.weights), moments.n_samples
+    fitted = (moments.means - moments.mean) @ weights
+    between = Between(fitted, moments.counts, n)
+    total = _host64(moments.scatter.quadratic(solution.weights))
+    leverage = between.leverage(solution.df, total, moments.n_spare, moments.n_rows - len(fitted))
+    spread = leverage * max(moments.n_spare, 1.0) / (1.0 - leverage) * moments.bessel
+    directions = between.directions(moments.sizes, spread / moments.sizes)
+    means = fitted @ directions.mixing + directions.offset
+    left_out = means - directions.optimism
+    covariance = directions.mixing.T @ _within(fitted, total, moments) @ directions.mixing / (1.0 - leverage) ** 2
+    log_prior = log_shares(moments)
+    inflation = 1.0 / (1.0 - leverage)
+    tau = temperature(left_out, covariance, means, log_prior, moments, inflation)
+    coef = tau * (weights @ directions.mixing).T
+    constant = tau * directions.offset + log_prior - coef @ moments.mean
+    return LinearReadout(coef, constant, 1.0, tau * left_out + log_prior, inflation)
+
+
+def score_readout(solution, moments, intercept):
+    """Read the weights' own scores: ``W`` on one-hot targets, the paper's prediction without a text tower.
+
+    Parameters
+    ----------
+    solution : Solution
+        Of the centred problem if ``intercept``, else of the uncentred one.
+    moments : ClassMoments
+        What it was computed from; at least two classes.
+    intercept : bool
+        Whether the mean feature maps to the class shares (centred keys and values), or zero to zero.
+
+    Returns
+    -------
+    LinearReadout
+        With ``coef = Wᵀ`` and the temperature of the probabilities.
+    """
+    moments = _above_underflow(moments)
+    weights, shares = _host64(solution.weights), moments.counts / moments.weight
+    shift = shares - moments.mean @ weights if intercept else np.zeros(weights.shape[1])
+    fitted = moments.means @ weights + shift
+    # A row that is left out moves its own residual from r to r / (1 − h), with h its leverage.
+    inflation = 1.0 / residual_share(solution.df + intercept, moments.n_samples, moments.n_rows)
+    targets = np.eye(len(shares))
+    left_out = targets - (targets - fitted) * inflation
+    total = _host64(moments.scatter.quadratic(solution.weights))
+    covariance = _within(fitted, total, moments) * inflation**2
+    tau = temperature(left_out, covariance, fitted, np.zeros(len(fitted)), moments, inflation)
+    return LinearReadout(weights.T.copy(), shift, tau, left_out, inflation)
+
+
+def _within(fitted, total, moments):
+    """Return the covariance of ridge scores within classes, (c, c), from their scatter ``Wᵀ T W`` about their mean."""
+    centred = fitted - (moments.counts / moments.weight) @ fitted
+    within = (total - (centred.T * moments.counts) @ centred) / moments.weight
+    return 0.5 * (within + within.T) * moments.bessel
+
+
+def _above_underflow(moments):
+    """Return the same moments, or where weights are too small to divide by in another unit: only ratios count."""
+    return moments.scale(2.0**1000) if moments.weight < 2.0**-900 else moments
+
+
+def _host64(tensor):
+    return tensor.cpu().numpy()
