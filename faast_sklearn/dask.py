@@ -66,7 +66,7 @@ def fit(estimator, X, y=None, sample_weight=None):
     Notes
     -----
     Partitions may be empty, of one class, or without weight. ``class_weight="balanced"`` takes a first pass over y
-    alone. ``n_passes > 1`` is refused. ``verbose=1`` shows Dask's own bar over partitions.
+    alone. ``verbose=1`` shows Dask's own bar over partitions.
 
     Each partition costs what ``partial_fit`` of it costs; of the results, ``8 d²`` bytes each or the rows where they
     are fewer, as many wait as there are workers and threads, and they leave their worker only when all are done. What a

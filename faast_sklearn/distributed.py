@@ -16,7 +16,6 @@ from faast_sklearn.estimators.parts import Part, Student, adopt_part, balanced_w
 from faast_sklearn.inputs.labels import union_of_labels
 from faast_sklearn.language.moments import LanguageMoments, TokenMoments
 from faast_sklearn.language.reserve import Reserve, Sample
-from faast_sklearn.moments.candidates import CandidateMoments
 from faast_sklearn.moments.class_moments import ClassMoments
 from faast_sklearn.moments.cross_moments import CrossMoments
 from faast_sklearn.moments.scatter import PENDING_ROWS, Scatter, mirror
@@ -264,33 +263,24 @@ class _Ranks:
 
 
 def _shape_of(learnt):
-    if isinstance(learnt, CandidateMoments):
-        return _ClassShape(learnt.n_features, {g: moments.classes for g, moments in learnt.moments.items()})
+    if isinstance(learnt, ClassMoments):
+        return _ClassShape(learnt.n_features, learnt.classes)
     return _LanguageShape.of(learnt)
 
 
 class _ClassShape:
-    """Feature maps and labels of a classifier's moments: what every rank must know before they are summed."""
+    """Width and labels of a classifier's moments: what every rank must know before they are summed."""
 
     def __init__(self, n_features, classes):
         self.n_features, self.classes = n_features, classes
 
     def __add__(self, other):
-        # As with moments, a map that is not defined for the rows of one rank leaves the candidates.
-        both = {g: union_of_labels(mine, other.classes[g]) for g, mine in self.classes.items() if g in other.classes}
-        if not both:
-            raise InputError(
-                f"ranks have learnt through {list(self.classes)} and {list(other.classes)}; make normalize and "
-                "expansion equal."
-            )
-        return _ClassShape(self.n_features, both)
+        return _ClassShape(self.n_features, union_of_labels(self.classes, other.classes))
 
     def summed(self, ranks, learnt):
         if learnt is None:
-            learnt = CandidateMoments.empty(self.n_features, tuple(self.classes))
-        return CandidateMoments(
-            {g: _sum_classes(ranks, learnt.moments[g], classes) for g, classes in self.classes.items()}
-        )
+            learnt = ClassMoments.empty(self.n_features)
+        return _sum_classes(ranks, learnt, self.classes)
 
 
 class _LanguageShape:

@@ -15,7 +15,6 @@ from sklearn.model_selection import check_cv
 
 from faast_sklearn.errors import InputError
 from faast_sklearn.inputs.samples import count_samples
-from faast_sklearn.moments.candidates import CandidateMoments
 from faast_sklearn.moments.collect import accumulate_folds
 from faast_sklearn.solvers.closed_form import decompose, pinv_filter, ridge_filter
 
@@ -161,7 +160,7 @@ def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_
         If X is read only once or the folds overlap.
     ValueError
         If ``scoring`` is none of the three, an alpha is not finite and non-negative, or the estimator has
-        ``class_weight="balanced"`` or ``n_passes > 1``, which need all rows at once.
+        ``class_weight="balanced"``, which needs all rows at once.
 
     Examples
     --------
@@ -186,42 +185,37 @@ def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_
     worker._check_params(partial=True)  # what cannot be taken away cannot be left out
     source = worker._open_source(reset=True)
     with worker._report(X, "alpha_path") as report:
-        how = {"maps": worker._maps(), "class_weight": worker.class_weight, "report": report}
+        how = {"normalize": worker._learns_unit_rows(), "class_weight": worker.class_weight, "report": report}
         folds = accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, **how)
     total = sum(folds[1:], start=folds[0])
     compiled = worker._compile_for(total)
-    choices = dict(total.choices(worker.expansion))
-    g = next(iter(choices)) if len(choices) == 1 else compiled.fitted.map  # only a choice needs the solve
-    # A map without its expansion is a part of one that was streamed.
-    folds = [dict(fold.choices(worker.expansion))[g] for fold in folds]
     if scoring == "neg_squared_error":
         scores = -kfold_errors(folds, alphas, solver=worker.solver, intercept=worker.fit_intercept)
     else:
-        left_out = [_readouts(compiled, g, choices[g] - fold, alphas) for fold in folds]
+        left_out = [_readouts(compiled, total - fold, alphas) for fold in folds]
         with worker._report(X, "alpha_path") as report:
             samples = source.samples(X)
             with closing(source.stream(samples, report)) as stream:
-                scores = _score_held_out(stream, g, compiled.classes, y, sample_weight, fold_of, left_out, scoring)
+                scores = _score_held_out(stream, compiled, y, sample_weight, fold_of, left_out, scoring)
     return AlphaPath(_results(alphas, scores, worker.solver == "ridge"), scoring, n_folds)
 
 
-def _readouts(compiled, g, moments, alphas):
-    """Return the readouts of moments through a map, one for each alpha, from one decomposition."""
-    train = CandidateMoments({g: moments})
-    train.keep_spectra = True
-    settings = [replace(compiled.settings, alpha=float(alpha), expansion=None) for alpha in alphas]
-    return [compiled.refitted(train, setting).fitted.readout for setting in settings]
+def _readouts(compiled, moments, alphas):
+    """Return the readouts of moments, one for each alpha, from one decomposition."""
+    moments.keep()
+    settings = [replace(compiled.settings, alpha=float(alpha)) for alpha in alphas]
+    return [compiled.refitted(moments, setting).fitted.readout for setting in settings]
 
 
-def _score_held_out(stream, g, classes, y, sample_weight, fold_of, left_out, scoring):
+def _score_held_out(stream, compiled, y, sample_weight, fold_of, left_out, scoring):
     """Return the mean score of each fold at each alpha."""
-    codes = np.searchsorted(classes, y)
+    codes = np.searchsorted(compiled.classes, y)
     weight = np.ones(len(fold_of)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     scores = np.zeros((len(left_out), len(left_out[0])))
     for indices, features in stream:
         for k in np.unique(fold_of[indices]):
             at = np.flatnonzero(fold_of[indices] == k)
-            rows, w, code = g(features[at]), weight[indices[at]], codes[indices[at]]
+            rows, w, code = compiled.mapped(features[at]), weight[indices[at]], codes[indices[at]]
             for a, readout in enumerate(left_out[k]):
                 values = readout.scores(rows)
                 values = values if isinstance(values, np.ndarray) else values.cpu().numpy()

@@ -6,10 +6,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
 from faast_sklearn import FaastClassifier
-from faast_sklearn.moments import candidates
+from faast_sklearn.moments import ClassMoments
 from faast_sklearn.moments import collect as accumulation
-from faast_sklearn.moments.candidates import CandidateMoments
 from faast_sklearn.moments.collect import _Recent
+from faast_sklearn.solvers import closed_form
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:600], Y[:600]
@@ -19,7 +19,7 @@ X, Y = X[:600], Y[:600]
 def counted(monkeypatch):
     """Counts of passes over rows and of decompositions, with nothing remembered from elsewhere."""
     counts = {"passes": 0, "decompositions": 0}
-    from_codes, decompose = CandidateMoments.from_codes.__func__, candidates.decompose
+    from_codes, decompose = ClassMoments.from_codes.__func__, closed_form.decompose
 
     def counting_moments(cls, *args):
         counts["passes"] += 1
@@ -30,8 +30,8 @@ def counted(monkeypatch):
         return decompose(scatter)
 
     monkeypatch.setattr(accumulation, "_recent", _Recent(1 << 30))
-    monkeypatch.setattr(CandidateMoments, "from_codes", classmethod(counting_moments))
-    monkeypatch.setattr(candidates, "decompose", counting_decompositions)
+    monkeypatch.setattr(ClassMoments, "from_codes", classmethod(counting_moments))
+    monkeypatch.setattr(closed_form, "decompose", counting_decompositions)
     return counts
 
 
@@ -76,10 +76,10 @@ def test_other_rows_are_never_taken_for_the_same(counted, change):
     np.testing.assert_array_equal(other.coef_, fresh.coef_)
 
 
-def test_other_maps_are_other_moments(counted):
-    for params in ({}, {"normalize": True}, {"expansion": 10}, {"normalize": "auto"}):
+def test_rows_of_unit_length_are_other_moments(counted):
+    for params in ({}, {"normalize": True}):
         FaastClassifier(cache="memory", **params).fit(X, Y)
-    assert counted["passes"] == 4
+    assert counted["passes"] == 2
 
 
 def test_what_is_shared_does_not_change_when_one_learns_more(counted):
@@ -100,6 +100,6 @@ def test_streams_of_batches_are_not_remembered(counted):
 def test_memory_is_bounded():
     recent = _Recent(max_bytes=1)
     for key in (b"a", b"b"):
-        recent.put(key, CandidateMoments.from_codes(X, Y, np.arange(10), None, candidates.candidate_maps(False, None)))
+        recent.put(key, ClassMoments.from_codes(X, Y, np.arange(10), None))
     assert recent.get(b"a") is None
     assert recent.get(b"b") is not None

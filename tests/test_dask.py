@@ -51,7 +51,7 @@ def same(found, whole):
     )
     assert found.classes_.dtype == whole.classes_.dtype
     assert found.classes_.tolist() == whole.classes_.tolist()
-    for name in ("n_samples_seen_", "n_features_in_", "device_", "n_passes_", "feature_map_"):
+    for name in ("n_samples_seen_", "n_features_in_", "device_"):
         assert getattr(found, name) == getattr(whole, name), name
     names = [getattr(clf, "feature_names_in_", np.array([])).tolist() for clf in (found, whole)]
     assert names[0] == names[1]
@@ -108,7 +108,7 @@ def test_every_kind_of_collection_teaches_what_its_rows_do(local, kind):
 
 SETTINGS = {
     "paper": {"solver": "pinv", "alpha": 0.8, "normalize": True, "fit_intercept": False},
-    "auto maps": {"normalize": "auto", "expansion": 20},
+    "unit rows": {"normalize": True},
     "balanced": {"class_weight": "balanced"},
     "class weights": {"class_weight": {3: 5.0}},
     "values": {"values": np.eye(10)[:, ::-1].copy()},
@@ -302,8 +302,6 @@ def test_errors_name_the_partition_and_change_nothing(local, case):
 
 
 def test_what_needs_all_samples_in_one_place_is_refused(local):
-    with pytest.raises(InputError, match="n_passes=1"):
-        fd.fit(FaastClassifier(n_passes=2), blocks(X), Y)
     with pytest.raises(ValueError, match="needs all labels at once"):
         fd.partial_fit(FaastClassifier(class_weight="balanced"), blocks(X), Y)
     with pytest.raises(ValueError, match="solver must be"):

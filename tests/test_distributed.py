@@ -102,7 +102,7 @@ def same(found, whole):
 SETTINGS = {
     "ridge": {},
     "no intercept": {"solver": "pinv", "fit_intercept": False, "alpha": 0.5},
-    "auto maps": {"normalize": "auto", "expansion": 20},
+    "unit rows": {"normalize": True},
     "balanced": {"class_weight": "balanced"},
     "values": {"values": np.eye(10)[:, ::-1]},
 }
@@ -206,12 +206,10 @@ def _fails(rank, size, case):
             distributed.fit(clf, rows, labels.astype(str) if rank else labels)
         elif case == "nothing":
             distributed.fit(clf, rows[:0], labels[:0])
-        elif case == "passes":
-            distributed.fit(clf.set_params(n_passes=2), rows, labels)
         elif case == "weights":
             distributed.fit(clf, rows, labels, np.zeros(len(labels)))
     except Exception as error:
-        clf.set_params(alpha="auto", n_passes=1)
+        clf.set_params(alpha="auto")
         return type(error), str(error), bool((clf.coef_ == before).all())
     return None
 
@@ -223,7 +221,6 @@ FAILURES = {
     "fitted": ((InputError, "rank 1 has fitted=True and rank 0 False"),) * 2,
     "labels": ((InputError, "do not mix"),) * 2,
     "nothing": ((InputError, "0 samples in all"),) * 2,
-    "passes": ((FaastError, "rank 1 could not learn|n_passes=1"), (InputError, "n_passes=1")),
     "weights": ((InputError, "every sample_weight is zero"),) * 2,
 }
 

@@ -40,8 +40,8 @@ from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.learning import Learner, LikelihoodScorer
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.prompts import Prompts
+from faast_sklearn.moments import ClassMoments
 from faast_sklearn.moments import collect as accumulation
-from faast_sklearn.moments.candidates import CandidateMoments
 from faast_sklearn.readout import LinearReadout
 from faast_sklearn.readout import fitted as compiled
 
@@ -153,7 +153,7 @@ def test_the_harness_sees_every_kind_of_change():
     changes = {
         "n_samples_seen_": lambda: setattr(clf, "n_samples_seen_", N + 1),
         "_more": lambda: setattr(clf, "_more", 1),
-        "_compiled": lambda: clf._compiled.learnt.first.counts.__setitem__(0, 9.0),
+        "_compiled": lambda: clf._compiled.learnt.counts.__setitem__(0, 9.0),
         "flags": lambda: module.eval(),
         "hook": lambda: module.register_forward_hook(print),
         "weights": lambda: clf.partial_fit(X, Y),
@@ -230,9 +230,9 @@ STAGES = {
     "look up in the file": (DirectoryStore, "get"),
     "claim in the file": (DirectoryStore, "claim"),
     "store in the file": (directory_store, "_put"),
-    "moments of a batch": (CandidateMoments, "from_codes"),
-    "sum of moments": (CandidateMoments, "__add__"),
-    "difference of moments": (CandidateMoments, "__sub__"),
+    "moments of a batch": (ClassMoments, "from_codes"),
+    "sum of moments": (ClassMoments, "__add__"),
+    "difference of moments": (ClassMoments, "__sub__"),
     "look for overflow": (accumulation, "_refuse_overflow"),
     "join with the parameters": (classifier, "Compiled"),
     "publish": (FaastClassifier, "_publish"),

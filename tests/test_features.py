@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from faast_sklearn import BackboneFeatures, FaastClassifier, backbone
 from faast_sklearn.backbones import open_count, release_backbones
 from faast_sklearn.errors import InputError, TruncationWarning
-from faast_sklearn.features.feature_map import unit_rows
+from faast_sklearn.features.normalize import unit_rows
 
 TEXTS = ["a cat sat on the mat", "", "the red house", "one two three " * 9, "green", "far away from the blue tree"]
 

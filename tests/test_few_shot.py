@@ -111,7 +111,6 @@ def test_arrays_tensors_lists_and_read_only_rows_are_the_same():
 
 OTHERS = [
     FaastClassifier(class_weight={0: 2.0, **dict.fromkeys(range(1, 8), 1.0)}),
-    FaastClassifier(normalize="sqrt"),
     FaastClassifier(prior_strength=0),
     KNeighborsClassifier(1),
     make_pipeline(StandardScaler(), FaastClassifier()),

@@ -114,7 +114,7 @@ def test_what_the_template_has_behind_an_answer_is_no_part_of_it():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_beams_and_sampling_leave_the_model_as_it_is_and_are_silent(name, caplog):
+def test_greedy_search_and_beams_leave_the_model_as_it_is_and_are_silent(name, caplog):
     from transformers.utils import logging as hf_logging
 
     lm = opened(name)
@@ -129,32 +129,13 @@ def test_beams_and_sampling_leave_the_model_as_it_is_and_are_silent(name, caplog
             plain = answers(lm, prompts, max_new_tokens=5)
             assert plain == answers(lm, prompts, max_new_tokens=5)  # nothing is sampled
             beams = answers(lm, prompts, max_new_tokens=5, num_beams=3)
-            settings = {"do_sample": True, "temperature": 5.0, "top_k": 0, "max_new_tokens": 4}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                sampled = answers(lm, prompts, generation_config=settings)
-                torch.manual_seed(0)
-                assert sampled == answers(lm, prompts, generation_config=settings)
     finally:
         hf_logging.disable_propagation()
     assert caplog.records == []
     assert plain != beams or name in ("t5", "bart")
-    assert sampled != plain
-    assert max(len(text.split()) for text in sampled) <= 4
     assert module.generation_config.to_dict() == before
-
-
-def test_a_generation_config_object_is_a_dict_of_what_it_sets():
-    from transformers import GenerationConfig
-
-    lm = opened("llama")
-    prompts = Prompts(lm)
-    settings = {"num_beams": 2, "max_new_tokens": 3, "no_repeat_ngram_size": 1}
-    assert answers(lm, prompts, generation_config=GenerationConfig(**settings)) == answers(
-        lm, prompts, generation_config=settings
-    )
-    repeats = answers(lm, prompts, max_new_tokens=3, generation_config={"no_repeat_ngram_size": 1})
-    assert all(len(set(text.split())) == len(text.split()) for text in repeats)
+    module.generation_config.no_repeat_ngram_size = 1  # what else is set there counts
+    assert all(len(set(text.split())) == len(text.split()) for text in answers(lm, prompts, max_new_tokens=5))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +143,6 @@ def test_a_generation_config_object_is_a_dict_of_what_it_sets():
     [
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"num_beams": 1.5}, "num_beams"),
-        ({"generation_config": {"num_beam": 2}}, "'num_beam'"),
-        ({"generation_config": {"max_length": 20}}, "max_new_tokens"),
-        ({"generation_config": {"num_return_sequences": 2}}, "num_return_sequences=2"),
     ],
 )
 def test_settings_that_cannot_be_are_named(options, named):

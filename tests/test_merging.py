@@ -49,25 +49,33 @@ def test_what_does_not_belong_together_is_refused():
         merge([one, FaastClassifier()])
 
 
-def test_further_passes_learn_more_and_cannot_be_added_to():
+def test_refined_models_know_more_and_cannot_be_added_to():
     backbone, data = opened("llama"), pairs(160, noise=0.0)
     test = pairs(40, seed=1, noise=0.0)
-    losses = [FaastSeq2Seq(backbone, n_passes=k).fit(*data).token_scores(*test)["nll"] for k in (1, 2)]
-    assert losses[1] < losses[0] - 0.01
-    twice = FaastSeq2Seq(backbone, n_passes=2).fit(*data)
+    once = FaastSeq2Seq(backbone).fit(*data)
+    twice = FaastSeq2Seq(backbone).fit(*data).refine(*(column[::-1] for column in data))
+    before = twice.token_scores(*test)
+    assert before["nll"] < once.token_scores(*test)["nll"] - 0.01
     for method in (twice.partial_fit, twice.forget):
-        with pytest.raises(ValueError, match="needs all samples again"):
+        with pytest.raises(InputError, match="was refined"):
             method(*data)
+    with pytest.raises(InputError, match="was refined"):
+        merge([twice, once])
+    with pytest.raises(InputError, match="other texts"):
+        twice.refine(*test)
+    assert twice.token_scores(*test) == before
+    assert twice.fit(*data).partial_fit(*test).n_samples_seen_ == 200
     with pytest.raises(ValueError, match="needs target='residual'"):
-        FaastSeq2Seq(backbone, n_passes=2, target="embedding").fit(*data)
-    with pytest.raises(ValueError, match="n_passes must be a positive integer"):
-        FaastSeq2Seq(backbone, n_passes=0).fit(*data)
+        FaastSeq2Seq(backbone, target="embedding").fit(*data).refine(*data)
+    with pytest.raises(NotFittedError):
+        FaastSeq2Seq(backbone).refine(*data)
 
 
-def test_several_passes_fold_into_the_matrix_too(tmp_path):
+def test_refined_weights_fold_into_the_matrix_too(tmp_path):
     import transformers
 
-    seq2seq = FaastSeq2Seq(opened("llama"), n_passes=3).fit(*pairs(160, noise=0.0))
+    data = pairs(160, noise=0.0)
+    seq2seq = FaastSeq2Seq(opened("llama")).fit(*data).refine(*data).refine(*data)
     seq2seq.save_folded(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[5, 9, 7, 4, 11]])

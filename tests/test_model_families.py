@@ -253,7 +253,7 @@ def clip_pair():
 def test_class_names_alone_with_a_model_in_memory(kind, tmp_path, tiny_folder):
     spec = (tiny_model("bert"), tiny_tokenizer()) if kind == "text" else clip_pair()
     samples = TEXTS[:3] if kind == "text" else IMAGES
-    options = {"values": "text", "device": "cpu", "prompt_template": "{label}"}
+    options = {"values": {"cat": ["cat"], "dog": ["dog"]}, "device": "cpu"}
     clf = FaastClassifier(spec, **options).fit(None, ["cat", "dog"])
     folder = FaastClassifier(tiny_folder("bert" if kind == "text" else "clip"), **options).fit(None, ["cat", "dog"])
     np.testing.assert_allclose(clf.predict_proba(samples), folder.predict_proba(samples), atol=1e-3)

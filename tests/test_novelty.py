@@ -72,7 +72,7 @@ def test_scores_survive_copies_and_follow_changes():
 
 def test_duplicated_features_and_few_rows_are_no_obstacle():
     rows = np.hstack([X[:20], X[:20], np.zeros((20, 300))])
-    clf = FaastClassifier(normalize="auto", expansion=10).fit(rows, Y[:20])
+    clf = FaastClassifier(normalize=True).fit(rows, Y[:20])
     assert np.isfinite(clf.novelty_score(rows)).all()
 
 

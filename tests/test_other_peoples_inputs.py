@@ -190,10 +190,3 @@ def test_a_language_model_that_was_changed_is_refused_until_fit():
         with pytest.raises(InputError, match="backbone was"):
             call()
     assert seq2seq.fit(*data).n_samples_seen_ == 8
-
-
-def test_further_passes_leave_nothing_to_add_to():
-    data = pairs(8)
-    seq2seq = FaastSeq2Seq(opened("llama"), n_passes=2).fit(*data)
-    with pytest.raises(InputError, match=changed("n_passes", "1")):
-        seq2seq.set_params(n_passes=1).partial_fit(*data)

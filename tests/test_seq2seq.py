@@ -380,20 +380,23 @@ def test_tokens_without_any_pattern_do_no_harm(target, n):
         *((name, {}) for name in NAMES),
         ("llama", {"learn_from": "all"}),
         ("gpt2", {"solver": "pinv"}),
-        ("gpt2", {"n_passes": 2}),
-        ("t5", {"n_passes": 2}),
+        ("gpt2", {"refined": True}),
+        ("t5", {"refined": True}),
     ],
 )
 def test_what_can_be_learnt_is_learnt(name, options):
+    refined = options.pop("refined", False)
     seq2seq = FaastSeq2Seq(opened(name), **options)
     test = pairs(100, 99)
     with pytest.warns(NotFittedWarning):
         before = seq2seq.token_scores(*test)
     seq2seq.fit(*pairs(200))
+    if refined:
+        seq2seq.refine(*pairs(200))
     after = seq2seq.token_scores(*test)
     assert after["nll"] < before["nll"] - 0.3
     assert after["accuracy"] > before["accuracy"]
-    assert seq2seq.memory_weight_ > 0 or "n_passes" in options  # which is that of the last pass
+    assert seq2seq.memory_weight_ > 0 or refined  # which is that of the last step
     assert after["n_tokens"] == before["n_tokens"]
     assert seq2seq.held_out_loss_ == pytest.approx(after["nll"], abs=0.35)
 

@@ -59,8 +59,9 @@ def test_choices_that_were_learnt_are_chosen():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 def test_answers_keep_their_order_and_know_no_neighbours(name):
-    options = {"max_new_tokens": 4, "generation_config": {"min_new_tokens": 3}}
-    seq2seq = FaastSeq2Seq(opened(name), batch_size=5, **options).fit(*pairs(40, ragged=True))
+    model = opened(name)
+    model[0].generation_config.min_new_tokens = 3
+    seq2seq = FaastSeq2Seq(model, batch_size=5, max_new_tokens=4).fit(*pairs(40, ragged=True))
     X = pairs(17, 9, ragged=True)[0]
     found = seq2seq.predict(np.array(X, dtype=object))
     assert found.dtype == object
@@ -73,8 +74,9 @@ def test_answers_keep_their_order_and_know_no_neighbours(name):
 
 def test_scores():
     sacrebleu = pytest.importorskip("sacrebleu")
-    settings = {"min_new_tokens": 3}
-    seq2seq = FaastSeq2Seq(opened("llama"), max_new_tokens=3, generation_config=settings).fit(*pairs(60))
+    model = opened("llama")
+    model[0].generation_config.min_new_tokens = 3
+    seq2seq = FaastSeq2Seq(model, max_new_tokens=3).fit(*pairs(60))
     X, y = pairs(20, 9)
     found = list(seq2seq.predict(X))
     y[:4] = found[:4]

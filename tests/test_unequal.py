@@ -51,7 +51,6 @@ SETTINGS = {
     "pinv": {"solver": "pinv"},
     "paper": {"solver": "pinv", "alpha": 0.8, "normalize": True, "fit_intercept": False},
     "no intercept": {"fit_intercept": False},
-    "maps": {"normalize": "auto", "expansion": "auto"},
     "balanced": {"class_weight": "balanced"},
     "class weights": {"class_weight": {0: 3.0, 2: 0.5}},
     "values": {"values": VALUES},

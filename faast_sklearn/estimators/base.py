@@ -320,12 +320,12 @@ class FrozenBackboneMixin:
 
     def _refuse_changes(self, *names):
         """Raise InputError if a parameter is not what it was when something was learnt, by default any of them."""
-        before = self.__dict__.get("_learnt_with", {})
+        before, now = self.__dict__.get("_learnt_with", {}), self._settings_of_statistics()
         for name in names or before:
-            if name in before and not self._is_as_before(name, before[name], getattr(self, name)):
+            if name in before and not self._is_as_before(name, before[name], now[name]):
                 raise InputError(
                     f"{name} was {shortened(before[name], 120)} when this {type(self).__name__} learnt and is "
-                    f"{shortened(getattr(self, name), 120)} now, so that what was learnt does not fit; set it back "
+                    f"{shortened(now[name], 120)} now, so that what was learnt does not fit; set it back "
                     "with set_params, or call fit."
                 )
 

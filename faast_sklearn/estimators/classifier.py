@@ -20,14 +20,13 @@ from faast_sklearn.estimators.base import FrozenBackboneMixin
 from faast_sklearn.estimators.turns import changing
 from faast_sklearn.inputs.labels import check_labels, union_of_labels
 from faast_sklearn.inputs.samples import count_samples, with_labels
-from faast_sklearn.moments.candidates import CandidateMoments, candidate_maps
-from faast_sklearn.moments.collect import accumulate, labelled_features
+from faast_sklearn.moments.class_moments import ClassMoments
+from faast_sklearn.moments.collect import accumulate
 from faast_sklearn.persistence.not_saved import NotSaved
 from faast_sklearn.persistence.records import CLASSIFIER
 from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.readout.class_vectors import check_values, class_values
 from faast_sklearn.readout.fitted import Compiled, Settings
-from faast_sklearn.readout.refinement import refine_while_it_helps
 
 __all__ = ["FaastClassifier"]
 
@@ -60,27 +59,15 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     values : {"onehot", "text"}, array-like of shape (n_classes, m) or dict, default="onehot"
         What each class is associated with. "text": the embedding of its label by the backbone, a dual encoder or a
         text encoder. An array has one row for each of ``classes_``; a dict maps labels to vectors, or to texts to be
-        embedded. The answer is the class whose vector is nearest, by cosine, to what the fast weights recall.
-    prompt_template : str or sequence of str, default="auto"
-        With ``{label}``, for ``values="text"``; the embeddings of several are averaged. "auto" is the paper's "A photo
-        of a {label}." where the backbone reads images, the bare label where it reads texts.
+        embedded. Where the backbone reads images, labels and texts are embedded as the paper does, "A photo of a
+        {label}."; a list of texts is embedded as it stands, and averaged. The answer is the class whose vector is
+        nearest, by cosine, to what the fast weights recall.
     prior_strength : float or "auto", default=0.0
         N0 of the paper: how many examples the zero-shot prediction, by the cosine between features and class
         vectors, is worth. The weight of what was learnt is ``r = N / (N0 + N)``. "auto" takes the N0 of the least
         expected left-out log-loss, from the statistics alone. Without effect on one-hot values.
-    normalize : {False, True, "sqrt", "auto"}, default=False
-        True scales features to unit L2 norm, as a prior and text values always do; "sqrt" takes the square root
-        of features scaled to unit sum, which suits non-negative ones. "auto" learns all three side by side, three
-        times the work, and keeps the one of least cross-validation error.
-    expansion : None, int or "auto", default=None
-        Number M of random ReLU features that are added to the others, at O((d + M)²) a row: worth it from about a
-        hundred examples a class. "auto" keeps 1,000 of them if they lower the cross-validation error by a share
-        of ``0.01 + 0.2 / √N``.
-    n_passes : int, default=1
-        Passes of ``fit`` over the features at most. Each one after the first is a closed-form step on the
-        likelihood; every fifth example of each class tells how many of them help. More than one holds the features
-        in memory, needs ``solver="ridge"``, one-hot values and an intercept, and leaves nothing that ``partial_fit``
-        and ``forget`` could add to.
+    normalize : bool, default=False
+        Scale features to unit L2 norm, as a prior and text values always do.
     fit_intercept : bool, default=True
         Centre features and targets. Without it scores are ``x W``, and their argmax is the prediction.
     class_weight : dict, "balanced" or None, default=None
@@ -104,8 +91,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     ----------
     classes_ : ndarray of shape (n_classes,)
         Labels, sorted: the columns of scores and probabilities.
-    coef_ : ndarray of shape (n_classes, D) or (1, D) when binary
-        ``decision_function(X) == feature_map_(features) @ coef_.T + intercept_``.
+    coef_ : ndarray of shape (n_classes, d) or (1, d) when binary
+        ``decision_function(X) == features @ coef_.T + intercept_``, for features of unit length with ``normalize``.
     intercept_ : ndarray of shape (n_classes,) or (1,)
     alpha_ : float
         The regulariser used.
@@ -116,14 +103,10 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         ``λ_max`` to the smallest eigenvalue kept for pinv, at least 1; an estimate where ``solver_`` is "cholesky".
         Rounding may change about ``condition_ · 2**-53 · √N`` of the scores; where that is more than a thousandth,
         :class:`~faast_sklearn.errors.ConditionWarning` says why and what to do.
-    feature_map_ : FeatureMap
-        From features (n, d) to what is learnt from (n, D): normalisation and expansion, as chosen.
     prior_strength_ : float
         The N0 used; infinite while there are no examples.
-    n_passes_ : int
-        Passes that helped.
     moments_ : ClassMoments
-        All that is known of what was learnt, through ``feature_map_``.
+        All that is known of what was learnt.
     n_samples_seen_ : int
         Rows of positive weight learnt and not forgotten.
     n_features_in_ : int
@@ -172,11 +155,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         solver="ridge",
         alpha="auto",
         values="onehot",
-        prompt_template="auto",
         prior_strength=0.0,
         normalize=False,
-        expansion=None,
-        n_passes=1,
         fit_intercept=True,
         class_weight=None,
         batch_size="auto",
@@ -189,11 +169,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         self.solver = solver
         self.alpha = alpha
         self.values = values
-        self.prompt_template = prompt_template
         self.prior_strength = prior_strength
         self.normalize = normalize
-        self.expansion = expansion
-        self.n_passes = n_passes
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.batch_size = batch_size
@@ -392,12 +369,12 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
             If there are examples of fewer than two classes.
         """
         compiled = self._current()
-        directions, features_to_rows = compiled.directions, compiled.fitted.map
-        return self._streamed(X, lambda features: directions.novelty(features_to_rows(features)))
+        directions = compiled.directions
+        return self._streamed(X, lambda features: directions.novelty(compiled.mapped(features)))
 
     @property
     def coef_(self):
-        """Weights of the mapped features, of shape (n_classes, D), or (1, D) when binary."""
+        """Weights of the features, of shape (n_classes, d), or (1, d) when binary."""
         return _binary_difference(self._current().fitted.readout.coef)
 
     @property
@@ -424,11 +401,6 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         return None if solution is None else solution.condition
 
     @property
-    def feature_map_(self):
-        """What features go through before they are learnt from or scored."""
-        return self._current().fitted.map
-
-    @property
     def prior_strength_(self):
         """The number of examples that the zero-shot prediction counts for."""
         return self._current().fitted.prior_strength
@@ -437,7 +409,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     def moments_(self):
         """All that is known of what was learnt."""
         learnt = self._current().learnt
-        return learnt.first if len(learnt.choices(self.expansion)) == 1 else self._compiled.fitted.moments
+        return learnt.refuse() if isinstance(learnt, NotSaved) else learnt
 
     def _learn(self, X, y, sample_weight, *, reset, classes=None, partial=False):
         self._check_params(partial)
@@ -448,19 +420,11 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
             source = self._open_source(reset)
             if not reset:
                 self._refuse_changes()
-            compiled, steps = None, 0
             if X is None and y is not None:
                 learnt = self._from_names(source, y)
             else:
                 with self._report(X, "partial_fit" if partial else "fit") as report:
-                    if self.n_passes == 1:
-                        learnt = self._accumulate(source, X, y, sample_weight, report, stream=partial)
-                    else:
-                        examples = labelled_features(source, X, y, sample_weight, self.class_weight, report)
-                        compiled, steps = refine_while_it_helps(
-                            self._compile_for, *examples, self._maps(), self.n_passes - 1
-                        )
-                        learnt = compiled.learnt
+                    learnt = self._accumulate(source, X, y, sample_weight, report, stream=partial)
                 if not partial:  # a stream may begin with rows of no weight as well as go on with them
                     self._refuse_nothing(learnt)
             if classes is not None:
@@ -469,8 +433,6 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                 learnt = self._compiled.learnt + learnt
             self.device_ = self._place_of(source, learnt)
             self._publish(learnt)
-            if compiled is not None:
-                self.__dict__.update(_compiled=compiled, n_passes_=1 + steps)
         return self
 
     def _accumulate(self, source, X, y, sample_weight, report, stream):
@@ -479,17 +441,20 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
             X,
             y,
             sample_weight,
-            maps=self._maps(),
+            normalize=self._learns_unit_rows(),
             class_weight=self.class_weight,
             report=report,
             shared=self.cache is not None,
             stream=stream,
         )
 
-    def _maps(self):
-        """Return the feature maps to learn through; cosines to class vectors need rows of unit length."""
+    def _learns_unit_rows(self):
+        """Whether features are scaled to unit length; cosines to class vectors need that."""
         prior = self._has_values() and (self.prior_strength != 0.0 or isinstance(self.values, str))
-        return candidate_maps(True if prior else self.normalize, self.expansion)
+        return bool(prior or self.normalize)
+
+    def _settings_of_statistics(self):
+        return {**super()._settings_of_statistics(), "normalize": self._learns_unit_rows()}
 
     def _has_values(self):
         return not (isinstance(self.values, str) and self.values == "onehot")
@@ -505,42 +470,40 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         if width is None:
             width = self._class_values(self._declared).vectors.shape[1]
             self.n_features_in_ = self._n_features = width
-        return CandidateMoments.empty(width, self._maps())
+        return ClassMoments.empty(width)
 
     def _class_values(self, classes):
         if not self._has_values():
             return None
         backbone = None if self.backbone is None else self._open_backbone()
-        return class_values(self.values, classes, backbone, self.prompt_template)
+        return class_values(self.values, classes, backbone)
 
     def _publish(self, learnt):
         """Make new moments current, as the last step of a change."""
         compiled = self._compile_for(learnt)
         self.__dict__.update(
             classes_=compiled.classes,
-            n_samples_seen_=learnt.first.n_rows,
-            n_passes_=1,
+            n_samples_seen_=learnt.n_rows,
             _compiled=compiled,
             _learnt_with=self._settings_of_statistics(),
         )
 
     def _compile_for(self, learnt):
         """Join moments with the parameters that their solve needs; nothing is solved yet."""
-        classes = union_of_labels(learnt.first.classes, self.__dict__.get("_declared", np.array([])))
+        classes = union_of_labels(learnt.classes, self.__dict__.get("_declared", np.array([])))
         values = self._class_values(classes)
-        if values is not None and (self.prior_strength != 0.0 or not learnt.first.n_rows):
+        if values is not None and (self.prior_strength != 0.0 or not learnt.n_rows):
             width = learnt.n_features
             if values.vectors.shape[1] != width:
                 raise InputError(
                     f"a prior compares features with values, but there are {width} features and the values are "
                     f"{values.vectors.shape[1]} long; use prior_strength=0, or values in the space of the features."
                 )
-        settings = Settings(self.solver, self.alpha, self.fit_intercept, self.expansion, self.prior_strength)
+        settings = Settings(self.solver, self.alpha, self.fit_intercept, self._learns_unit_rows(), self.prior_strength)
         return Compiled(learnt, classes, settings, values)
 
     def _adopt(self, estimators):
         """Make the sum of what several have learnt current."""
-        self._check_passes(partial=True)
         declared = functools.reduce(union_of_labels, [estimator._declared for estimator in estimators])
         self._adopt_moments(functools.reduce(operator.add, [e._known_moments() for e in estimators]), declared)
 
@@ -563,10 +526,10 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
 
     def _place_of(self, source, learnt):
         """Say where features were computed, or where they were if they came ready."""
-        return str(learnt.first.scatter.device if self.backbone is None else source.device)
+        return str(learnt.scatter.device if self.backbone is None else source.device)
 
     def _refuse_nothing(self, learnt):
-        if not learnt.first.n_rows:
+        if not learnt.n_rows:
             raise InputError("every sample_weight is zero, so there is nothing to learn from.")
 
     def _without_moments(self):
@@ -603,7 +566,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         compiled = self._current()
         fitted = compiled.fitted
         with np.errstate(over="ignore", invalid="ignore"):
-            scores = self._streamed(X, lambda features: fitted.readout.scores(fitted.map(features)))
+            scores = self._streamed(X, lambda features: fitted.readout.scores(compiled.mapped(features)))
         bad = ~np.isfinite(scores[:, np.isfinite(fitted.readout.intercept)]).all(axis=1)
         if bad.any():
             raise NonFiniteError(
@@ -636,13 +599,13 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         number = isinstance(self.alpha, numbers.Real) and not isinstance(self.alpha, bool)
         if not (isinstance(self.alpha, str) and self.alpha == "auto") and not (number and 0 <= self.alpha < np.inf):
             raise ValueError(f"alpha must be 'auto' or a finite number of at least 0, got {self.alpha!r}.")
-        check_values(self.values, self.prompt_template)
+        check_values(self.values)
         strength = self.prior_strength
         number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
         if not (isinstance(strength, str) and strength == "auto") and not (number and 0 <= strength < np.inf):
             raise ValueError(f"prior_strength must be 'auto' or a finite number of at least 0, got {strength!r}.")
-        self._check_maps()
-        self._check_passes(partial)
+        if not isinstance(self.normalize, (bool, np.bool_)):
+            raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
         if not isinstance(self.fit_intercept, (bool, np.bool_)):
             raise ValueError(f"fit_intercept must be True or False, got {self.fit_intercept!r}.")
         weights = self.class_weight
@@ -655,34 +618,12 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                 "pass a dict of weights, or sample_weight."
             )
 
-    def _check_maps(self):
-        g, M = self.normalize, self.expansion
-        if not (isinstance(g, (bool, np.bool_)) or (isinstance(g, str) and g in ("sqrt", "auto"))):
-            raise ValueError(f"normalize must be False, True, 'sqrt' or 'auto', got {g!r}.")
-        number = isinstance(M, numbers.Integral) and not isinstance(M, bool)
-        if not (M is None or (isinstance(M, str) and M == "auto") or (number and M > 0)):
-            raise ValueError(f"expansion must be None, 'auto' or a positive integer, got {M!r}.")
-
-    def _check_passes(self, partial):
-        passes = self.n_passes
-        if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 1:
-            raise ValueError(f"n_passes must be a positive integer, got {passes!r}.")
-        if passes == 1:
-            return
-        if partial:
-            raise ValueError(
-                "each pass after the first needs all samples again, so partial_fit and forget need n_passes=1; use fit."
-            )
-        if self.solver != "ridge" or not self.fit_intercept or self._has_values():
-            raise ValueError("n_passes > 1 needs solver='ridge', fit_intercept=True and values='onehot'.")
-
     def __sklearn_is_fitted__(self):
         return "_compiled" in self.__dict__
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = self._reads_rows()
-        tags.input_tags.positive_only = self.backbone is None and self.normalize == "sqrt"
         return tags
 
 
@@ -691,9 +632,8 @@ def _binary_difference(rows):
     return rows[1:] - rows[:1] if len(rows) == 2 else rows
 
 
-def _taken_away(candidates, removing):
+def _taken_away(learnt, removed):
     """Return ``learnt − removed``; raise ForgetError if ``removed`` cannot be a part of ``learnt``."""
-    learnt, removed = candidates.first, removing.first
     unknown = np.setdiff1d(removed.classes, learnt.classes)
     if len(unknown):
         raise ForgetError(
@@ -707,8 +647,8 @@ def _taken_away(candidates, removing):
             f"asked to forget {removed.rows[k]} samples of weight {removed.counts[k]:g} of class "
             f"{removed.classes[k]!r}, but only {learnt.rows[at[k]]} of weight {learnt.counts[at[k]]:g} were learnt."
         )
-    left = candidates - removing
-    before, after = learnt.scatter.variances(), left.first.scatter.variances()
+    left = learnt - removed
+    before, after = learnt.scatter.variances(), left.scatter.variances()
     if bool((after < -1e-8 * before).any()):
         raise ForgetError("these samples were never learnt: taking them away leaves a negative variance.")
     return left

@@ -12,7 +12,7 @@ from faast_sklearn.backbones import as_handle
 from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.base import FrozenBackboneMixin
 from faast_sklearn.estimators.turns import changing
-from faast_sklearn.features.feature_map import unit_rows
+from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.persistence.records import FEATURES
 from faast_sklearn.persistence.saving import Persistent
 

@@ -23,7 +23,7 @@ class Part:
 
     Parameters
     ----------
-    learnt : CandidateMoments or LanguageMoments
+    learnt : ClassMoments or LanguageMoments
     facts : dict
         Attributes of the estimator that say what its samples are like.
     declared : ndarray
@@ -89,11 +89,6 @@ class Student:
         estimator._check_params(partial=not reset)
         if not reset:
             estimator._refuse_changes()
-        if estimator.n_passes != 1:
-            raise InputError(
-                "each pass after the first needs all samples again, in one place; use n_passes=1, or the estimator's "
-                "own fit."
-            )
         twin = clone(estimator).set_params(verbose=0)
         if class_weight is not None:
             twin.set_params(class_weight=class_weight)

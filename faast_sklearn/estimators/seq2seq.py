@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import numbers
 import operator
 import warnings
 from contextlib import closing, contextmanager
@@ -66,10 +65,6 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
         tokens, a reserve of at most 1,024 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
         the frozen model by two standard errors. With ``choices`` only the tokens in which these differ count.
-    n_passes : int, default=1
-        Passes of ``fit`` over the texts, each one step further from the model that the one before gave: more accurate,
-        at the cost of one forward pass each. More than one needs ``target="residual"`` and leaves nothing that
-        ``partial_fit`` and ``forget`` could add to.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
     template : None, str or callable, default=None
@@ -82,9 +77,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
     max_new_tokens : int, default=64
         Most tokens of a generated answer.
     num_beams : int, default=1
-        1 generates greedily.
-    generation_config : dict or transformers.GenerationConfig, default=None
-        Anything else that ``generate`` knows, such as ``do_sample``, ``temperature`` or ``no_repeat_ngram_size``.
+        1 generates greedily. For whatever else ``generate`` knows call it yourself, on the model of :meth:`attached`.
     scoring : {"bleu", "chrf", "exact_match", "negative_perplexity"}, default="bleu"
         What :meth:`score` returns; BLEU and chrF as sacrebleu has them, from 0 to 100.
     batch_size : int or "auto", default="auto"
@@ -101,8 +94,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
     moments_ : LanguageMoments
         All that is known of what was learnt; of a size that does not grow with it.
     alpha_, memory_weight_, shift_weight_ : float
-        What was used: the regulariser, the strength of the step and that of the vocabulary's shift; of the last pass,
-        where there are several.
+        What was used: the regulariser, the strength of the step and that of the vocabulary's shift; of the last step
+        after :meth:`refine`.
     condition_ : float or None
         Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None where
         no weights were solved for.
@@ -134,7 +127,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
     """
 
     _saved_state = LANGUAGE
-    _decides_statistics = ("backbone", "dtype", "target", "learn_from", "template", "n_passes")
+    _decides_statistics = ("backbone", "dtype", "target", "learn_from", "template")
 
     def __init__(
         self,
@@ -144,13 +137,11 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         solver="ridge",
         alpha="auto",
         memory_weight="auto",
-        n_passes=1,
         learn_from="answer",
         template=None,
         choices=None,
         max_new_tokens=64,
         num_beams=1,
-        generation_config=None,
         scoring="bleu",
         batch_size="auto",
         device=None,
@@ -162,13 +153,11 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         self.solver = solver
         self.alpha = alpha
         self.memory_weight = memory_weight
-        self.n_passes = n_passes
         self.learn_from = learn_from
         self.template = template
         self.choices = choices
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
-        self.generation_config = generation_config
         self.scoring = scoring
         self.batch_size = batch_size
         self.device = device
@@ -243,8 +232,53 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             lm = self._open()
             exchanges = self._exchanges(lm, X, y)
             self._refuse_changes()
-            removed = self._moments_of(lm, exchanges, "forget")
-            self._publish(_taken_away(self.moments_, removed))
+            known = self._known_moments()
+            self._publish(_taken_away(known, self._moments_of(lm, exchanges, "forget")))
+        return self
+
+    def refine(self, X, y=None):
+        """Read the same texts again, for one more step from the model that the fast weights gave.
+
+        Each call costs a pass and lowers the loss further, by less and less. Afterwards nothing can be added or taken
+        away, since statistics at other weights do not add up: ``fit`` starts anew.
+
+        Parameters
+        ----------
+        X, y
+            All that was learnt, as it was learnt, in any order.
+
+        Returns
+        -------
+        FaastSeq2Seq
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If ``target`` is not "residual", or the model is a published checkpoint: only that has a loss to step on.
+        InputError
+            If these are not the texts that were learnt. The estimator is then as it was before the call.
+        """
+        check_is_fitted(self)
+        self._check_params()
+        with changing(self):
+            lm = self._open()
+            if self.target != "residual" or lm.readouts is not None:
+                raise ValueError(
+                    "refine takes further steps on the loss, which needs target='residual' and a model without "
+                    "memories of its own."
+                )
+            self._refuse_changes()
+            learnt = self._current()
+            # The tokens that say how far to step were in no step before.
+            base = self._learnt_from(lm, learnt.moments, learnt.settings["base"], hold_out=True).compiled(lm).weights
+            moments = self._moments_of(lm, self._exchanges(lm, X, y), "refine", base)
+            if not _same_texts(moments, learnt.moments):
+                raise InputError(
+                    f"refine reads again what was learnt, {learnt.moments.n_samples} samples; these are other texts. "
+                    "Add texts with partial_fit first."
+                )
+            self._publish(moments, base)
         return self
 
     def predict(self, X):
@@ -269,7 +303,6 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             lm,
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
-            generation_config=self.generation_config,
             stop_ids=prompts.stop_ids,
         )
         questions = prompts.questions(X, room=runner.room)
@@ -420,21 +453,17 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             if reset:
                 self._forget_saved_backbone()
             lm = self._open()
-            if self.n_passes > 1 and lm.readouts is not None:
-                raise ValueError("n_passes > 1 takes further steps on the loss; published checkpoints do not.")
-            exchanges, base = self._exchanges(lm, X, y), None
+            exchanges = self._exchanges(lm, X, y)
             if not reset:
                 self._refuse_changes()
-            for k in range(self.n_passes):
-                moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit", base)
-                if not partial:  # a stream may begin with texts without a token to learn as well as go on with them
-                    self._refuse_nothing(moments)
-                if k + 1 < self.n_passes:
-                    base = self._learnt_from(lm, moments, base, hold_out=True).compiled(lm).weights
+                known = self._known_moments()
+            moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit")
+            if not partial:  # a stream may begin with texts without a token to learn as well as go on with them
+                self._refuse_nothing(moments)
             if not reset:
-                moments = self.moments_ + moments
+                moments = known + moments
             self.device_ = str(lm.device)
-            self._publish(moments, base)
+            self._publish(moments)
         return self
 
     def _open_backbone(self):
@@ -529,7 +558,12 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         self._publish(moments)
 
     def _known_moments(self):
-        """Return all that was learnt."""
+        """Return all that was learnt, for more to be added to or taken from."""
+        if self._learnt.settings.get("base") is not None:
+            raise InputError(
+                f"this {type(self).__name__} was refined, so that nothing can be added to what it learnt or taken from "
+                "it; fit it to all texts, then refine."
+            )
         return self.moments_
 
     def _moments_of_part(self, X, y, sample_weight, reset):
@@ -608,15 +642,6 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-        passes = self.n_passes
-        if not isinstance(passes, numbers.Integral) or isinstance(passes, bool) or passes < 1:
-            raise ValueError(f"n_passes must be a positive integer, got {passes!r}.")
-        if passes > 1 and self.target != "residual":
-            raise ValueError("n_passes > 1 takes further steps on the loss, which needs target='residual'.")
-        if passes > 1 and partial:
-            raise ValueError(
-                "each pass after the first needs all samples again, so partial_fit and forget need n_passes=1; use fit."
-            )
 
     def __sklearn_is_fitted__(self):
         return "_learnt" in self.__dict__
@@ -633,6 +658,12 @@ def _strings(texts):
     out = np.empty(len(texts), dtype=object)
     out[:] = texts
     return out
+
+
+def _same_texts(one, other):
+    """Whether moments are of the same texts, as far as they can tell."""
+    counts = [(m.n_samples, round(m.output.n_tokens), [s.digest for s in m.reserve.samples]) for m in (one, other)]
+    return counts[0] == counts[1]
 
 
 def _taken_away(learnt, removed):

@@ -14,7 +14,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from faast_sklearn.errors import InputError, NonFiniteError
-from faast_sklearn.features.feature_map import unit_rows
+from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.inputs.labels import check_labels
 from faast_sklearn.readout.discriminant import discriminant_mixing
 from faast_sklearn.solvers.closed_form import Spectrum, above_rounding, solve_spectrum

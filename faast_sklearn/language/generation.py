@@ -1,7 +1,6 @@
 """Answers written by the model itself, token by token, many prompts at once."""
 
 import numbers
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,8 +13,6 @@ __all__ = ["Generator"]
 
 # What the model's own generation settings say about sampling would be a contradiction where nothing is sampled.
 _GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-# Where several sequences or more than tokens would come back.
-_FIXED = ("max_length", "num_return_sequences", "return_dict_in_generate")
 
 
 class Generator(Runner):
@@ -32,12 +29,8 @@ class Generator(Runner):
     max_new_tokens : int, default=64
         Most tokens of an answer. A decoder whose context ends sooner stops there.
     num_beams : int, default=1
-        1 is greedy search.
-    generation_config : dict or transformers.GenerationConfig, default=None
-        Anything else that ``generate`` knows, such as ``do_sample``, ``temperature``, ``top_p``,
-        ``repetition_penalty``, ``no_repeat_ngram_size``, ``length_penalty`` or ``stop_strings``. It has precedence
-        over the two above, and what neither says comes from the model's own generation settings, which stay as they
-        are; nothing is sampled without ``do_sample=True``, and then torch's global random state decides.
+        1 is greedy search. Nothing is sampled; what else is to be set comes from the model's own generation settings,
+        which stay as they are.
     stop_ids : sequence of int, default=None
         Tokens at which an answer ends; the model's end tokens by default.
 
@@ -49,7 +42,7 @@ class Generator(Runner):
     Raises
     ------
     ValueError
-        If a number is not positive, or a setting is unknown or has to stay as it is; the message names it.
+        If a number is not a positive integer.
 
     Examples
     --------
@@ -60,33 +53,31 @@ class Generator(Runner):
     ...                      device=torch.device("cpu"), default_batch_size=16, reads_mask=True)
     >>> Generator(lm, max_new_tokens=80, num_beams=4).room
     50
-    >>> Generator(lm, generation_config={"temprature": 0.5})
+    >>> Generator(lm, num_beams=0)
     Traceback (most recent call last):
     ...
-    ValueError: generation_config has 'temprature', which transformers does not know.
+    ValueError: num_beams must be a positive integer, got 0.
     """
 
-    def __init__(self, lm, *, max_new_tokens=64, num_beams=1, generation_config=None, stop_ids=None):
+    def __init__(self, lm, *, max_new_tokens=64, num_beams=1, stop_ids=None):
         super().__init__(lm)
-        own = {
+        for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        stops = list(lm.eos_ids if stop_ids is None else stop_ids)
+        self.settings = {
+            **_GREEDY,
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
             "do_sample": False,
             "pad_token_id": lm.pad_id,
-            "eos_token_id": list(lm.eos_ids if stop_ids is None else stop_ids) or None,
-            **_settings(generation_config),
+            "eos_token_id": stops or None,
         }
-        for name in ("max_new_tokens", "num_beams"):
-            value = own[name]
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-        self.settings = own if own["do_sample"] else {**_GREEDY, **own}
-        self.max_new_tokens = int(own["max_new_tokens"])
+        self.max_new_tokens = int(max_new_tokens)
         self.room = self.max_new_tokens if lm.limit is None else min(self.max_new_tokens, max(1, lm.limit // 2))
-        self.default_batch_size = max(1, lm.default_batch_size // int(own["num_beams"]))
-        stops = own["eos_token_id"]
+        self.default_batch_size = max(1, lm.default_batch_size // int(num_beams))
         self._reads_mask = lm.reads_mask  # found out here, not by the threads that collate
-        self._stops = {stops} if isinstance(stops, numbers.Integral) else set(stops or ())
+        self._stops = set(stops)
 
     def collate(self, items):
         """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""
@@ -117,7 +108,6 @@ class Generator(Runner):
                     input_ids=ids.to(self.device),
                     attention_mask=mask.to(self.device),
                     generation_config=self._config(most, first),
-                    tokenizer=self.lm.tokenizer,  # for stop_strings
                 )
             for (k, after), row in zip(rows, output[:, first:].tolist(), strict=True):
                 # What the template has behind an answer was learnt with it and is no part of it.
@@ -155,31 +145,3 @@ class Generator(Runner):
         # The token that pads a batch may be an ordinary one.
         stop = next((i for i, token in enumerate(row) if token in self._stops), len(row))
         return self.lm.tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
-
-
-def _settings(generation_config):
-    """Return what the user set, as a dict."""
-    if generation_config is None:
-        return {}
-    from transformers import GenerationConfig
-
-    known = set(GenerationConfig().to_dict())
-    if isinstance(generation_config, GenerationConfig):
-        settings = {
-            k: v for k, v in generation_config.to_dict().items() if v is not None and k != "transformers_version"
-        }
-    elif isinstance(generation_config, Mapping):
-        settings = dict(generation_config)
-    else:
-        raise ValueError(
-            f"generation_config must be None, a dict or a transformers.GenerationConfig, got {generation_config!r}."
-        )
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"generation_config has {name!r}, which transformers does not know.")
-        if name in _FIXED and settings[name] not in (None, False, 1):
-            remedy = "use max_new_tokens" if name == "max_length" else "leave it out"
-            raise ValueError(
-                f"generation_config has {name}={settings[name]!r}; each prompt gets one text, so {remedy}."
-            )
-    return {k: v for k, v in settings.items() if k not in _FIXED}

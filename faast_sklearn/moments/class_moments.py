@@ -4,6 +4,8 @@ Everything that the solvers and readouts need follows from them; the examples th
 :mod:`faast_sklearn.moments.scatter` says how precision is kept.
 """
 
+import threading
+
 import numpy as np
 import scipy.sparse
 import torch
@@ -65,6 +67,20 @@ def _mean_weights(codes, weight, counts):
     return np.bincount(codes, weights=weight * shares, minlength=len(counts))
 
 
+class _Kept:
+    """What was made of some moments; whoever asks for the same while it is being made waits for it."""
+
+    def __init__(self):
+        self._made = {}
+        self._lock = threading.Lock()
+
+    def get(self, key, make):
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+
 class ClassMoments:
     """Scatter of the features together with weight, number of rows and mean of each class.
 
@@ -102,7 +118,7 @@ class ClassMoments:
     [[8.0, 8.0], [8.0, 10.666667]]
     """
 
-    __slots__ = ("_means", "classes", "counts", "mean_weights", "rows", "scatter")
+    __slots__ = ("_kept", "_means", "classes", "counts", "mean_weights", "rows", "scatter")
 
     def __init__(self, classes, counts, rows, mean_weights, means, scatter):
         self.classes = classes
@@ -111,6 +127,7 @@ class ClassMoments:
         self.mean_weights = mean_weights
         self._means = means
         self.scatter = scatter
+        self._kept = None
 
     @classmethod
     def empty(cls, n_features, device="cpu"):
@@ -278,6 +295,23 @@ class ClassMoments:
         """Return ``diag(n)(M − μ)``, or ``diag(n) M`` uncentred: a tensor of shape (c, d)."""
         means = self._means - self.scatter.mean if centred else self._means
         return means * torch.as_tensor(self.counts, device=means.device)[:, None]
+
+    def keep(self):
+        """Keep from now on what :meth:`once` makes; for moments that are solved again and again."""
+        self._kept = _Kept()
+
+    @property
+    def keeps(self):
+        """Whether what is made of them is kept."""
+        return self._kept is not None
+
+    def once(self, key, make):
+        """Return ``make()``: made anew, or, after :meth:`keep`, once for each key."""
+        return make() if self._kept is None else self._kept.get(key, make)
+
+    def nbytes(self):
+        """Return about how many bytes the moments take together with a decomposition."""
+        return 16 * min(self.n_features, self.n_rows) * self.n_features
 
     def to(self, device):
         """Return the same statistics on ``device``."""

@@ -8,15 +8,16 @@ from contextlib import closing
 import numpy as np
 
 from faast_sklearn.errors import InputError, NonFiniteError
+from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.inputs.datasets import is_dataset
 from faast_sklearn.inputs.labels import check_labels, row_weights
 from faast_sklearn.inputs.samples import count_samples, iter_chunks
-from faast_sklearn.moments.candidates import CandidateMoments
+from faast_sklearn.moments.class_moments import ClassMoments
 
-__all__ = ["accumulate", "accumulate_folds", "labelled_features"]
+__all__ = ["accumulate", "accumulate_folds"]
 
 
-def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, shared=False, stream=False):
+def accumulate(source, X, y, sample_weight, *, normalize, class_weight, report, shared=False, stream=False):
     """Stream labelled samples into moments.
 
     Parameters
@@ -25,7 +26,8 @@ def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, share
         As ``FrozenBackboneMixin._open_source`` returns.
     X, y, sample_weight
         As ``fit`` takes them.
-    maps : tuple of FeatureMap
+    normalize : bool
+        Scale features to unit length.
     class_weight : dict, "balanced" or None
     report : Report
     shared : bool, default=False
@@ -36,7 +38,7 @@ def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, share
 
     Returns
     -------
-    CandidateMoments
+    ClassMoments
     """
     if class_weight == "balanced" and y is None and count_samples(X) is None:
         raise InputError(
@@ -48,13 +50,13 @@ def accumulate(source, X, y, sample_weight, *, maps, class_weight, report, share
     stream = stream or (once and not is_dataset(X))
     moments = None
     for chunk, labels, weight in iter_chunks(X, y, sample_weight):
-        part = _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared, stream)
+        part = _of_chunk(source, chunk, labels, weight, normalize, class_weight, report, shared, stream)
         moments = part if moments is None else moments + part
-    _refuse_overflow(moments.first)  # once, since it waits for the device
+    _refuse_overflow(moments)  # once, since it waits for the device
     return moments
 
 
-def accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, *, maps, class_weight, report):
+def accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, *, normalize, class_weight, report):
     """Stream labelled samples into the moments of each fold, in one pass.
 
     Parameters
@@ -64,7 +66,7 @@ def accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, *, maps, cla
 
     Returns
     -------
-    list of CandidateMoments
+    list of ClassMoments
     """
     ((chunk, labels, weight),) = iter_chunks(X, y, sample_weight)
     samples, classes, codes, weight = _labelled(source, chunk, labels, weight, class_weight)
@@ -74,56 +76,18 @@ def accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, *, maps, cla
             for k in np.unique(fold_of[indices]):
                 at = np.flatnonzero(fold_of[indices] == k)
                 rows = indices[at]
-                part = CandidateMoments.from_codes(
-                    features[at], codes[rows], classes, None if weight is None else weight[rows], maps
+                part = _moments_of(
+                    features[at], codes[rows], classes, None if weight is None else weight[rows], normalize
                 )
                 folds[k] = part if folds[k] is None else folds[k] + part
     return folds
 
 
-def labelled_features(source, X, y, sample_weight, class_weight, report):
-    """Hold the features of labelled samples in memory, for more than one pass over them.
-
-    Returns
-    -------
-    rows : ndarray or torch.Tensor of shape (n, d)
-        Without the samples of zero weight.
-    codes : ndarray of int, shape (n,)
-        Positions of the labels in ``classes``.
-    classes : ndarray of shape (c,)
-        Sorted.
-    weight : ndarray of shape (n,) or None
-
-    Raises
-    ------
-    InputError
-        If X is read only once.
-    """
-    if count_samples(X) is None and not is_dataset(X):
-        raise InputError(
-            "X is read only once, and n_passes > 1 needs it again; use n_passes=1, or pass a list or array."
-        )
-    ((chunk, labels, weight),) = iter_chunks(X, y, sample_weight)
-    samples, classes, codes, weight = _labelled(source, chunk, labels, weight, class_weight)
-    rows = None
-    with closing(source.stream(samples, report)) as stream:
-        for indices, features in stream:
-            if rows is None:
-                empty = np.empty if isinstance(features, np.ndarray) else features.new_empty
-                more = {"dtype": features.dtype} if isinstance(features, np.ndarray) else {}
-                rows = empty((len(samples), features.shape[1]), **more)
-            rows[indices] = features
-    if weight is not None and not weight.all():
-        kept = np.flatnonzero(weight)
-        rows, codes, weight = rows[kept], codes[kept], weight[kept]
-    return rows, codes, classes, weight
-
-
-def _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared, stream):
+def _of_chunk(source, chunk, labels, weight, normalize, class_weight, report, shared, stream):
     samples, classes, codes, weight = _labelled(source, chunk, labels, weight, class_weight, stream)
     key = None
     if shared:
-        key = _same_rows((source.digest(samples), str(source.device)), classes, codes, weight, maps)
+        key = _same_rows((source.digest(samples), str(source.device)), classes, codes, weight, normalize)
     found = _recent.get(key)
     if found is not None:
         source.check_width(found.n_features)
@@ -134,7 +98,7 @@ def _of_chunk(source, chunk, labels, weight, maps, class_weight, report, shared,
         for indices, features in stream:
             row_weight = None if weight is None else weight[indices]
             with np.errstate(over="ignore", invalid="ignore"):
-                part = CandidateMoments.from_codes(features, codes[indices], classes, row_weight, maps)
+                part = _moments_of(features, codes[indices], classes, row_weight, normalize)
                 moments = part if moments is None else moments + part
     _recent.put(key, moments)
     return moments
@@ -150,6 +114,10 @@ def _labelled(source, chunk, labels, weight, class_weight, stream=False):
     return samples, classes, codes, row_weights(weight, len(samples), class_weight, classes, codes, stream)
 
 
+def _moments_of(features, codes, classes, weight, normalize):
+    return ClassMoments.from_codes(unit_rows(features) if normalize else features, codes, classes, weight)
+
+
 def _refuse_overflow(part):
     """Raise NonFiniteError if features are finite but their squares are not."""
     if not part.scatter.trace() + part.weight * float(part.scatter.mean.square().sum()) < 1e300:
@@ -159,10 +127,10 @@ def _refuse_overflow(part):
         )
 
 
-def _same_rows(digest, classes, codes, weight, maps):
-    """Return a key that is equal for the same labelled rows through the same maps, and for them alone."""
+def _same_rows(digest, classes, codes, weight, normalize):
+    """Return a key that is equal for the same labelled rows and for them alone."""
     key = hashlib.blake2b(digest_size=16)
-    key.update(repr((digest, classes.dtype.str, classes.tolist(), maps, weight is None)).encode())
+    key.update(repr((digest, classes.dtype.str, classes.tolist(), normalize, weight is None)).encode())
     key.update(np.ascontiguousarray(codes, dtype=np.int64))
     if weight is not None:
         key.update(np.ascontiguousarray(weight))
@@ -192,7 +160,7 @@ class _Recent:
     def put(self, key, moments):
         if key is None:
             return
-        moments.keep_spectra = True
+        moments.keep()
         with self._lock:
             self._entries[key] = moments
             while len(self._entries) > 1 and sum(m.nbytes() for m in self._entries.values()) > self._max_bytes:

@@ -6,6 +6,7 @@ from sklearn.pipeline import Pipeline
 
 from faast_sklearn.backbones.identity import weight_summary
 from faast_sklearn.errors import FaastError, SavedFileError, SavedFileWarning
+from faast_sklearn.persistence.earlier import as_of_today
 from faast_sklearn.persistence.fields import Listed, Number, Record, Text
 from faast_sklearn.persistence.foreign import read_foreign, write_foreign
 from faast_sklearn.persistence.parameters import pack_parameters, unpack_parameters
@@ -95,7 +96,7 @@ def unpack_estimator(node, source, given, cls=None):
         return _unpack_foreign(node, source, given)
     if not isinstance(kind, str) or kind not in _kinds or node.keys() != {*_ESTIMATOR}:
         raise source.wrong(f"holds {str(kind)[:60]!r}, which is no estimator that this version knows")
-    base = _kinds[kind]
+    node, base = as_of_today(kind, node), _kinds[kind]
     if cls is None and node["class"] is not None:
         raise SavedFileError(
             f"this file was saved by {str(node['class'])[:100]!r}, a class of somebody's own; load it with that class, "

@@ -14,7 +14,6 @@ __all__ = [
     "Field",
     "Integer",
     "Listed",
-    "Mapped",
     "Maybe",
     "Number",
     "OneOf",
@@ -180,37 +179,6 @@ class Listed(Field):
             with source.at(i):
                 values.append(self.field.unpack(one, source))
         return tuple(values)
-
-
-class Mapped(Field):
-    """A dict, in order, of keys and values of one kind each."""
-
-    def __init__(self, key, value):
-        self.pairs = Listed(_Pair(key, value))
-
-    def pack(self, value, out):
-        """Write it as pairs."""
-        return self.pairs.pack(value.items(), out)
-
-    def unpack(self, node, source):
-        """Read it."""
-        pairs = self.pairs.unpack(node, source)
-        if len(dict(pairs)) < len(pairs):
-            raise source.wrong("has a key twice")
-        return dict(pairs)
-
-
-class _Pair(Field):
-    def __init__(self, key, value):
-        self.fields = (key, value)
-
-    def pack(self, value, out):
-        return [field.pack(one, out) for field, one in zip(self.fields, value, strict=True)]
-
-    def unpack(self, node, source):
-        if not isinstance(node, list) or len(node) != 2:
-            raise source.wrong(f"is {short(node)}, expected a pair")
-        return tuple(field.unpack(one, source) for field, one in zip(self.fields, node, strict=True))
 
 
 class Options(Field):

@@ -17,18 +17,19 @@ class NotSaved:
     def __init__(self, n_samples):
         self.n_samples = n_samples
 
-    def _refuse(self, *_):
+    def refuse(self, *_):
+        """Raise the error that says so."""
         raise SavedFileError(
             "this estimator was saved with moments=False: it predicts, but it cannot learn more, forget, be merged, or "
             "tell what is new. Save it with its moments for that."
         )
 
-    __add__ = __radd__ = __sub__ = __rsub__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = refuse
 
     def __getattr__(self, name):
         if name.startswith("__") or name == "n_samples":
             raise AttributeError(name)
-        return self._refuse()
+        return self.refuse()
 
     def __repr__(self):
         return f"NotSaved(n_samples={self.n_samples})"

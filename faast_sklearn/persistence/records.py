@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 
-from faast_sklearn.features.feature_map import FeatureMap
 from faast_sklearn.language import compiling
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.moments import LanguageMoments, TokenMoments
 from faast_sklearn.language.reserve import Reserve, Sample
-from faast_sklearn.moments.candidates import CandidateMoments
 from faast_sklearn.moments.class_moments import ClassMoments
 from faast_sklearn.moments.cross_moments import CrossMoments
 from faast_sklearn.moments.scatter import Scatter
@@ -21,7 +19,6 @@ from faast_sklearn.persistence.fields import (
     Field,
     Integer,
     Listed,
-    Mapped,
     Maybe,
     Number,
     OneOf,
@@ -72,16 +69,6 @@ def _class_moments(classes, counts, rows, mean_weights, means, scatter):
     return ClassMoments(classes, counts, rows, mean_weights, torch.from_numpy(means), scatter)
 
 
-def _candidates(moments):
-    _require(len(moments) > 0, "there are no moments")
-    first = next(iter(moments.values()))
-    widths = {one.n_features - g.expansion for g, one in moments.items()}
-    _require(len(widths) == 1 and min(widths) > 0, "moments through several maps have other numbers of features")
-    same = all(np.array_equal(one.classes, first.classes) for one in moments.values())
-    _require(same, "moments through several maps have other classes")
-    return CandidateMoments(moments)
-
-
 def _as_compiled(compiled):
     try:
         fitted = compiled.fitted  # solved now, so that whoever loads it need not
@@ -99,22 +86,18 @@ def _as_compiled(compiled):
 def _compiled(classes, settings, values, learnt, fitted):
     compiled = Compiled(learnt, classes, settings, values)
     if not isinstance(learnt, NotSaved):
-        _require(np.isin(learnt.first.classes, classes).all(), "moments have classes that are not listed")
+        _require(np.isin(learnt.classes, classes).all(), "moments have classes that are not listed")
     if values is not None:
         _require(len(values.vectors) == len(classes), "there are not as many values as classes")
     if fitted is None:
         _require(not isinstance(learnt, NotSaved), "there are neither moments nor weights")
         return compiled
-    moments = learnt
     if not isinstance(learnt, NotSaved):
-        choices = dict(learnt.choices(settings.expansion))
-        _require(fitted["map"] in choices, "the feature map is none of those that were learnt through")
-        moments = choices[fitted["map"]]
-        width, solution = moments.n_features, fitted["solution"]
+        width, solution = learnt.n_features, fitted["solution"]
         _require(fitted["readout"].coef.shape[1] == width, "weights and moments have other numbers of features")
         _require(solution is None or len(solution.weights) == width, "the solution is of another width")
     _require(len(fitted["readout"].coef) == len(classes), "weights and classes are not of one number")
-    compiled._fitted = Fitted(moments=moments, **fitted)
+    compiled._fitted = Fitted(moments=learnt, **fitted)
     return compiled
 
 
@@ -167,19 +150,16 @@ _CLASS_MOMENTS = Record(
     means=Array("cd", numpy=True),
     scatter=_SCATTER,
 )
-_MAP = Record(FeatureMap, normalize=OneOf(False, True, "sqrt"), expansion=Integer())
-_CANDIDATES = Record(_candidates, moments=Mapped(_MAP, _CLASS_MOMENTS))
 _SETTINGS = Record(
     Settings,
     solver=_SOLVER,
     alpha=_ALPHA,
     intercept=Boolean(),
-    expansion=OneOf(None, "auto", fields=(Integer(1),)),
+    unit_rows=Boolean(),
     prior_strength=_ALPHA,
 )
 _FITTED = Record(
     dict,
-    map=_MAP,
     solution=Maybe(
         Record(
             Solution,
@@ -206,7 +186,7 @@ _COMPILED = Record(
     classes=Labels(),
     settings=_SETTINGS,
     values=Maybe(Record(ClassValues, vectors=Array("cm", numpy=True), logit_scale=Number())),
-    learnt=_Moments(_CANDIDATES, lambda learnt: learnt.first.n_rows),
+    learnt=_Moments(_CLASS_MOMENTS, lambda learnt: learnt.n_rows),
     fitted=Maybe(_FITTED),
 )
 
@@ -267,7 +247,6 @@ CLASSIFIER = {
     "_compiled": _COMPILED,
     "_declared": Labels(),
     "n_samples_seen_": Integer(),
-    "n_passes_": Integer(1),
     "n_features_in_": Integer(1),
     "_n_features": Integer(1),
     "feature_names_in_": Labels(sorted=False),

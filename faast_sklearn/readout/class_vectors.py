@@ -2,14 +2,14 @@
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.features.feature_map import unit_rows
+from faast_sklearn.features.normalize import unit_rows
 
 __all__ = ["ClassValues", "check_values", "class_values"]
 
@@ -39,8 +39,8 @@ class ClassValues:
     logit_scale: float
 
 
-def check_values(values, prompt_template):
-    """Raise ValueError unless ``values`` and ``prompt_template`` are of a kind that :func:`class_values` takes."""
+def check_values(values):
+    """Raise ValueError unless ``values`` is of a kind that :func:`class_values` takes."""
     named = isinstance(values, str) and values in ("onehot", "text")
     if not (
         named or isinstance(values, Mapping) or (hasattr(values, "__array__") or isinstance(values, (list, tuple)))
@@ -48,29 +48,21 @@ def check_values(values, prompt_template):
         raise ValueError(
             f"values must be 'onehot', 'text', an array of shape (n_classes, m) or a dict of labels, got {values!r}."
         )
-    templates = [prompt_template] if isinstance(prompt_template, str) else prompt_template
-    if templates is None or not isinstance(templates, Sequence) or not len(templates):
-        raise ValueError(f"prompt_template must be a string with {{label}} or a list of them, got {prompt_template!r}.")
-    for template in templates:
-        if template != "auto" and not (isinstance(template, str) and "{label}" in template):
-            raise ValueError(f"prompt_template must contain {{label}}, got {template!r}.")
 
 
-def class_values(values, classes, backbone=None, prompt_template="auto"):
+def class_values(values, classes, backbone=None):
     """Look up or embed the vector of each class.
 
     Parameters
     ----------
     values : {"text"}, array-like of shape (c, m), or dict
-        "text": the backbone embeds each label within ``prompt_template``. An array has one row for each of
-        the sorted ``classes``. A dict maps labels to vectors, or to texts that stand for them.
+        "text": the backbone embeds each label. An array has one row for each of the sorted ``classes``. A dict maps
+        labels to vectors, or to texts that stand for them: a string stands for the label, a list of strings for
+        whole prompts, whose embeddings are averaged.
     classes : ndarray of shape (c,)
         Sorted labels.
     backbone : Backbone, optional
         With an ``embed_text``, for texts.
-    prompt_template : str or sequence of str, default="auto"
-        With ``{label}``. The embeddings of several are averaged. "auto" is the paper's "A photo of a {label}." where
-        images and texts meet, else the label alone.
 
     Returns
     -------
@@ -79,7 +71,7 @@ def class_values(values, classes, backbone=None, prompt_template="auto"):
     Raises
     ------
     InputError
-        If a label is no string and has no text, an entry is missing, or shapes do not fit.
+        If a label is not a string and has no text, an entry is missing, or shapes do not fit.
 
     Examples
     --------
@@ -93,8 +85,8 @@ def class_values(values, classes, backbone=None, prompt_template="auto"):
         if missing:
             raise InputError(f"values has no entry for the labels {missing[:5]!r}; give one for every label.")
         values = [values[label] for label in classes.tolist()]
-        if all(isinstance(value, str) for value in values):
-            return _of_texts(values, backbone, prompt_template)
+        if all(_is_text(value) for value in values):
+            return _of_texts(values, backbone)
     elif isinstance(values, str):
         texts = classes.tolist()
         if not all(isinstance(label, str) for label in texts):
@@ -102,7 +94,7 @@ def class_values(values, classes, backbone=None, prompt_template="auto"):
                 f"values='text' embeds labels as text, but they are {classes.dtype} such as {texts[0]!r}; pass "
                 "values={label: 'its name', ...} or string labels."
             )
-        return _of_texts(texts, backbone, prompt_template)
+        return _of_texts(texts, backbone)
     try:
         vectors = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -119,16 +111,20 @@ def class_values(values, classes, backbone=None, prompt_template="auto"):
     return ClassValues(unit_rows(vectors), _logit_scale(backbone))
 
 
-def _of_texts(texts, backbone, prompt_template):
+def _is_text(value):
+    several = isinstance(value, (list, tuple)) and len(value) > 0
+    return isinstance(value, str) or (several and all(isinstance(text, str) for text in value))
+
+
+def _of_texts(texts, backbone):
     if not hasattr(backbone, "embed_text"):
         reader = "backbone=None" if backbone is None else f"this {type(backbone).__name__}"
         raise InputError(
             f"{reader} cannot embed texts into the space of its features; use a dual encoder (CLIP, SigLIP) or a text "
             "encoder, or pass the vectors as values."
         )
-    templates = [prompt_template] if isinstance(prompt_template, str) else prompt_template
     caption = _CAPTION if backbone.modality == "image" else "{label}"
-    prompts = [[(caption if t == "auto" else t).replace("{label}", text) for t in templates] for text in texts]
+    prompts = [[caption.replace("{label}", text)] if isinstance(text, str) else list(text) for text in texts]
     known = _embed(backbone, [prompt for group in prompts for prompt in group])
     vectors = np.stack([unit_rows(np.stack([known[prompt] for prompt in group])).mean(0) for group in prompts])
     return ClassValues(unit_rows(vectors), _logit_scale(backbone))

@@ -1,36 +1,30 @@
 """Moments and parameters, solved when first asked: what predictions are made from."""
 
-import functools
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from faast_sklearn.features.feature_map import FeatureMap
+from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.moments.class_moments import ClassMoments
 from faast_sklearn.readout.linear import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.readout.novelty import ClassDirections
 from faast_sklearn.readout.zero_shot import choose_prior_strength, mixed_readout, value_readout, zero_shot_readout
-from faast_sklearn.solvers.closed_form import Solution, fast_weights, gcv_error
+from faast_sklearn.solvers.closed_form import Solution, fast_weights
 from faast_sklearn.solvers.condition import warn_if_ill_conditioned
 
-__all__ = ["Compiled", "Fitted", "Settings", "fit_moments"]
-
-# A map with more in it has to lower the cross-validation error by this share, and by more where few rows make it
-# uncertain: with fifty, 2 % lower has cost accuracy. Less is noise, and costs time.
-_WORTH = 0.01
-_DOUBT = 0.2
+__all__ = ["Compiled", "Fitted", "Settings"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of an estimator that the solve depends on."""
+    """The parameters of an estimator that the solve depends on; ``unit_rows``: moments are of rows of unit length."""
 
     solver: str = "ridge"
     alpha: float | str = "auto"
     intercept: bool = True
-    expansion: int | str | None = None
+    unit_rows: bool = False
     prior_strength: float | str = 0.0
 
 
@@ -40,10 +34,7 @@ class Fitted:
 
     Parameters
     ----------
-    map : FeatureMap
-        The one that was chosen.
     moments : ClassMoments
-        Through it.
     solution : Solution or None
         None without examples.
     readout : LinearReadout
@@ -52,44 +43,10 @@ class Fitted:
         The one that was used.
     """
 
-    map: FeatureMap
     moments: ClassMoments
     solution: Solution | None
     readout: LinearReadout
     prior_strength: float
-
-
-def fit_moments(learnt, settings):
-    """Choose a feature map by generalised cross-validation and solve.
-
-    Parameters
-    ----------
-    learnt : CandidateMoments
-    settings : Settings
-
-    Returns
-    -------
-    map : FeatureMap
-    moments : ClassMoments
-    solution : Solution
-        Of the simplest map, but for those that lower the error by ``0.01 + 0.2 / √N`` of it.
-    """
-    best, least = None, np.inf
-    choices = learnt.choices(settings.expansion)
-    for g, moments in choices:
-        solution = fast_weights(
-            moments,
-            solver=settings.solver,
-            alpha=settings.alpha,
-            intercept=settings.intercept,
-            spectrum_of=functools.partial(learnt.spectrum, (g, settings.intercept)) if learnt.keep_spectra else None,
-        )
-        if len(choices) == 1:
-            return g, moments, solution
-        error = gcv_error(solution, moments, settings.intercept)
-        if best is None or error < least * (1 - _WORTH - _DOUBT / moments.n_samples**0.5):
-            best, least = (g, moments, solution), error
-    return best
 
 
 class Compiled:
@@ -99,7 +56,7 @@ class Compiled:
 
     Parameters
     ----------
-    learnt : CandidateMoments
+    learnt : ClassMoments
     classes : ndarray of shape (c,)
         Sorted; those of the moments and more that were declared.
     settings : Settings
@@ -123,10 +80,12 @@ class Compiled:
 
     @property
     def n_features(self):
-        """Number of features d, before they are mapped."""
-        if self._fitted is None:
-            return self.learnt.n_features
-        return self._fitted.readout.coef.shape[1] - self._fitted.map.expansion
+        """Number of features d."""
+        return self.learnt.n_features if self._fitted is None else self._fitted.readout.coef.shape[1]
+
+    def mapped(self, features):
+        """Return features as they were learnt: themselves, or at unit length."""
+        return unit_rows(features) if self.settings.unit_rows else features
 
     @property
     def directions(self):
@@ -146,22 +105,15 @@ class Compiled:
         """Return what other moments and settings give, for the same classes and values."""
         return Compiled(learnt, self.classes, settings, self._values)
 
-    def with_readout(self, readout):
-        """Return the same with another readout."""
-        twin = Compiled(self.learnt, self.classes, self.settings, self._values)
-        twin._fitted = replace(self.fitted, readout=readout)
-        return twin
-
     def _solve(self):
-        settings, values = self.settings, self._values
-        if not self.learnt.first.n_rows:
+        moments, settings, values = self.learnt, self.settings, self._values
+        if not moments.n_rows:
             if values is None:
                 raise NotFittedError(
                     "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
                 )
-            g, moments = next(iter(self.learnt.moments.items()))
-            return Fitted(g, moments, None, zero_shot_readout(values, moments.n_features), np.inf)
-        g, moments, solution = fit_moments(self.learnt, settings)
+            return Fitted(moments, None, zero_shot_readout(values, moments.n_features), np.inf)
+        solution = fast_weights(moments, solver=settings.solver, alpha=settings.alpha, intercept=settings.intercept)
         warn_if_ill_conditioned(
             solution.condition,
             moments.scatter,
@@ -181,13 +133,13 @@ class Compiled:
         else:
             learned = score_readout(solution, moments, settings.intercept)
         if values is None:
-            return Fitted(g, moments, solution, self._spread(learned, moments.classes), 0.0)
+            return Fitted(moments, solution, self._spread(learned, moments.classes), 0.0)
         shares = discriminant and settings.prior_strength != 0.0
         strength = settings.prior_strength
         if strength == "auto":
             strength = choose_prior_strength(learned, moments, values, seen, shares)
         readout = mixed_readout(learned, moments, values, seen, strength, shares)
-        return Fitted(g, moments, solution, readout, float(strength))
+        return Fitted(moments, solution, readout, float(strength))
 
     def _spread(self, readout, seen):
         """Give classes that were declared but never seen a score of minus infinity."""

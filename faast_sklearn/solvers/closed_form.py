@@ -117,7 +117,7 @@ class Solution:
         self.__dict__.update(state, weights=torch.from_numpy(np.array(state["weights"])))
 
 
-def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spectrum_of=None):
+def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
     """Solve for the weights that map features to one-hot targets.
 
     Parameters
@@ -131,8 +131,6 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spect
         cross-validation along a path of strengths.
     intercept : bool, default=True
         Centre keys and values first.
-    spectrum_of : callable, optional
-        Stands in for :func:`decompose`; for callers that keep decompositions. Then no other factorisation is tried.
 
     Returns
     -------
@@ -151,11 +149,11 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True, spect
     """
     scatter = moments.scatter.significant() if intercept else moments.scatter.about_origin()
     cross = moments.class_sums(centred=intercept).T
-    if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small and spectrum_of is None:
+    if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small and not moments.keeps:
         solution = solve_cholesky(scatter, cross, alpha, moments.n_samples)
         if solution is not None:
             return solution
-    spectrum = (spectrum_of or decompose)(scatter)
+    spectrum = moments.once(("spectrum", intercept), lambda: decompose(scatter))
     return solve_spectrum(
         spectrum,
         cross,

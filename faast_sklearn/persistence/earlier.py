@@ -1,0 +1,69 @@
+"""Files of earlier versions, in the form that this version reads."""
+
+from faast_sklearn.errors import SavedFileError
+
+__all__ = ["as_of_today"]
+
+# Parameters that are gone, with the values that did nothing.
+_GONE = {
+    "FaastClassifier": {"expansion": None, "n_passes": 1, "prompt_template": "auto"},
+    "FaastSeq2Seq": {"n_passes": 1, "generation_config": None},
+}
+
+
+def as_of_today(kind, node):
+    """Return what a file holds of an estimator, without what this version no longer has.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the estimator's class.
+    node : dict
+        ``"parameters"`` and ``"state"``, as they were read. Not changed.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    SavedFileError
+        If a parameter that is gone was in use.
+    """
+    parameters, state = node["parameters"], node["state"]
+    gone = _GONE.get(kind, {})
+    if not isinstance(parameters, dict) or not parameters.keys() & gone.keys():
+        return node
+    for name, unused in gone.items():
+        if parameters.get(name, unused) != unused:
+            raise SavedFileError(
+                f"this file was saved with {name}={str(parameters[name])[:60]}, which this version does not have; fit "
+                "again without it."
+            )
+    if parameters.get("normalize", False) not in (True, False):
+        raise SavedFileError(
+            f"this file was saved with normalize={parameters['normalize']!r}, which this version does not have; fit "
+            "again with True or False."
+        )
+    parameters = {name: value for name, value in parameters.items() if name not in gone}
+    if kind == "FaastClassifier" and state is not None:
+        try:
+            state = _one_feature_map(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SavedFileError(f"the saved file is not valid: its state is no earlier one ({error!r}).") from error
+    return {**node, "parameters": parameters, "state": state}
+
+
+def _one_feature_map(state):
+    """Take moments out of the mapping of feature maps that they were kept in; each held one."""
+    state = {name: value for name, value in state.items() if name != "n_passes_"}
+    compiled = dict(state["_compiled"])
+    settings = {name: value for name, value in compiled["settings"].items() if name != "expansion"}
+    learnt, fitted = compiled["learnt"], compiled["fitted"]
+    used = None if fitted is None else fitted["map"]
+    if "moments" in learnt:
+        ((used, learnt),) = learnt["moments"]
+    if fitted is not None:
+        fitted = {name: value for name, value in fitted.items() if name != "map"}
+    settings["unit_rows"] = used["normalize"]
+    return {**state, "_compiled": {**compiled, "settings": settings, "learnt": learnt, "fitted": fitted}}
