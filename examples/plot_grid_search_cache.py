@@ -28,7 +28,7 @@ images, y = (digits.images[:300] * 255 / 16).astype(np.uint8), digits.target[:30
 folder = tempfile.mkdtemp()  # or any folder of yours, on a local disk
 cache = FeatureCache(folder)
 network = backbone("bundled:efficientnet-lite0", image_size=96)
-grid = {"alpha": ["auto", 0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0], "normalize": [False, "sqrt"]}
+grid = {"alpha": ["auto", 0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0], "normalize": [False, True]}
 search = GridSearchCV(FaastClassifier(network, cache=cache), grid, cv=5).fit(images, y)
 print("best:", search.best_params_, f"with {search.best_score_:.1%}")
 print(f"encoded: {cache.misses} images")
@@ -58,7 +58,7 @@ plt.show()
 
 fig, ax = plt.subplots(figsize=(6.8, 4), layout="constrained")
 results = search.cv_results_
-for normalize, style in ((False, "o-"), ("sqrt", "s--")):
+for normalize, style in ((False, "o-"), (True, "s--")):
     mine = np.array([setting == normalize for setting in results["param_normalize"]])
     fixed = mine & np.array([alpha != "auto" for alpha in results["param_alpha"]])
     auto = mine & ~fixed

@@ -32,14 +32,18 @@ def main():
     print(f"{len(X)} pairs to learn from, {len(X_test)} to test on, {n_generate} of them generated, on {lm.device}\n")
 
     rows, written = [], {}
-    for name, settings in contestants(lm, X, y, args.n_passes).items():
+    for name, settings in contestants(lm, X, y, args.refine).items():
         tell(f"{name}:")
+        settings, steps = dict(settings), settings.get("refine", 0)
+        settings.pop("refine", None)
         common = {"max_new_tokens": args.max_new_tokens, "device": args.device, "verbose": 1}
         seq2seq = FaastSeq2Seq(handle, **common, **settings)
         learns = settings.get("memory_weight") != 0
         start = time.perf_counter()
         # A strength of zero is the frozen model, whatever it has read.
         seq2seq.fit(X if learns else X[:1], y if learns else y[:1])
+        for _ in range(steps):
+            seq2seq.refine(X, y)
         chosen = seq2seq.memory_weight_  # asking for it solves
         seconds = time.perf_counter() - start
         scores = seq2seq.token_scores(X_test, y_test)
@@ -71,13 +75,13 @@ def parse_arguments():
     parser.add_argument("--instruction", default="Translate to German: ", help="in front of each source")
     parser.add_argument("--backbone", default="bundled:smollm2-135m", help="language model (default: %(default)s)")
     parser.add_argument("--device", help="such as cpu or cuda (default: the best there is)")
-    parser.add_argument("--n-passes", type=int, default=1, help="more than 1 adds a row (default: 1)")
+    parser.add_argument("--refine", type=int, default=0, help="further passes; any adds a row (default: 0)")
     parser.add_argument("--show", type=int, default=3, help="translations to print (default: 3)")
     parser.add_argument("--output", metavar="FILE", help="where the table goes as well")
     return parser.parse_args()
 
 
-def contestants(lm, X, y, n_passes):
+def contestants(lm, X, y, n_refine):
     """Return {row of the table: settings of FaastSeq2Seq}."""
     found = {"frozen": {"memory_weight": 0}}
     if not lm.encoder_decoder:
@@ -87,8 +91,8 @@ def contestants(lm, X, y, n_passes):
     if lm.final_norm is not None:
         found["paper"] = {"target": "embedding", "solver": "pinv", "alpha": 0.8, "memory_weight": 0.9}
     found["ours"] = {}
-    if n_passes > 1:
-        found[f"ours, n_passes={n_passes}"] = {"n_passes": n_passes}
+    if n_refine:
+        found[f"ours, refined {n_refine} times"] = {"refine": n_refine}
     return found
 
 

@@ -131,7 +131,8 @@ def generation(lm, learnt, X, args):
         with learnt.attached() as model:
             write(model)
 
-    learnt.set_params(max_new_tokens=args.new_tokens, generation_config={"min_new_tokens": args.new_tokens})
+    learnt.set_params(max_new_tokens=args.new_tokens)
+    lm.module.generation_config.min_new_tokens = args.new_tokens
     runs = {"bare": lambda: write(lm.module), "attached": attached, "predict": lambda: learnt.predict(X)}
     with tempfile.TemporaryDirectory() as folder:
         learnt.save_folded(folder)

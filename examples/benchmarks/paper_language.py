@@ -447,8 +447,8 @@ def translation_bleu(args, model, method, direction):
         template=functools.partial(chat_prompt if chat else plain_prompt, direction, shown),
         max_new_tokens=size.new_tokens,
         num_beams=size.num_beams,
-        generation_config={"early_stopping": True} if size.num_beams > 1 else None,
     )
+    one.lm.module.generation_config.early_stopping = size.num_beams > 1
     n = len(X) if method in ("paper", "ours") else 1  # what has no strength may have read anything
     estimator.fit(X[:n], y[:n])
     written = [text.strip().split("\n")[0].strip() for text in estimator.predict(X_test)]

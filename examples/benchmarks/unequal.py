@@ -192,8 +192,8 @@ def _gaps(mean):
 
 def calibration_table(say, sets, n_draws):
     """Log-loss and calibration error at equal and unequal numbers, and with all that there is."""
-    say("\n| data | examples | default | `n_passes=5` | logistic, C by CV | default, sigmoid | default, isotonic |")
-    say("|---|---|---|---|---|---|---|")
+    say("\n| data | examples | default | logistic, C by CV | default, sigmoid | default, isotonic |")
+    say("|---|---|---|---|---|---|")
     for title, X, y, n_test in sets:
         n_classes = min(len(np.unique(y)), 10)
         rows = [(f"{k} of each of {n_classes} classes", (k,) * n_classes) for k in EQUAL]
@@ -215,7 +215,6 @@ def _calibrated_row(say, title, shown, draws):
         row = []
         for clf in (
             FaastClassifier(),
-            FaastClassifier(n_passes=5),
             LogisticByCV(),
             CalibratedClassifierCV(FaastClassifier(), method="sigmoid", cv=min(5, least)),
             CalibratedClassifierCV(FaastClassifier(), method="isotonic", cv=min(5, least)),
