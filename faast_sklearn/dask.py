@@ -13,7 +13,14 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.errors import FaastError, InputError
-from faast_sklearn.estimators.parts import Student, adopt_part, balanced_weights, label_counts
+from faast_sklearn.estimators.sharing import (
+    LocalLearner,
+    adopt,
+    balanced_weights,
+    known_statistics,
+    label_counts,
+    predictor,
+)
 from faast_sklearn.optional import explain_imports
 
 with explain_imports("dask", "faast-sklearn[dask]"):
@@ -122,8 +129,7 @@ def partial_fit(estimator, X, y=None, classes=None, sample_weight=None):
     1797
     """
     reset = not estimator.__sklearn_is_fitted__()
-    if reset and getattr(estimator, "class_weight", None) == "balanced":
-        estimator._check_params(partial=True)
+    known_statistics(estimator)  # what cannot be added to is refused before anything is read
     return _learn(estimator, X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
 
@@ -196,11 +202,11 @@ def _learn(estimator, X, y, sample_weight, *, reset, partial=False, classes=None
         counted = [dask.delayed(counts_of_partition, pure=False)(i, *part) for i, part in enumerate(partitions)]
         weights = balanced_weights(dask.compute(*counted))
     # A task of its own: workers get it once, and a module in memory stays one module.
-    student = dask.delayed(Student.of(estimator, reset=reset, class_weight=weights), pure=False)
-    parts = [dask.delayed(moments_of_partition, pure=False)(student, i, *part) for i, part in enumerate(partitions)]
+    learner = dask.delayed(LocalLearner.of(estimator, reset=reset, class_weight=weights), pure=False)
+    parts = [dask.delayed(moments_of_partition, pure=False)(learner, i, *part) for i, part in enumerate(partitions)]
     client = getattr(get_scheduler(), "__self__", None)
     total = _total(parts, estimator.verbose) if client is None else _total_of_workers(client, parts, estimator.verbose)
-    return adopt_part(estimator, total, reset=reset, partial=partial, classes=classes)
+    return adopt(estimator, total, reset=reset, partial=partial, classes=classes)
 
 
 def _total(parts, verbose):
@@ -272,9 +278,9 @@ class _Bar:
             self._thread.join()
 
 
-def moments_of_partition(student, number, X, y, sample_weight):
+def moments_of_partition(learner, number, X, y, sample_weight):
     with _told_of(number), _turns():
-        return student.learn(*_unzipped(X, y, sample_weight))
+        return learner.learn(*_unzipped(X, y, sample_weight))
 
 
 def sum_of_moments(parts):
@@ -390,7 +396,7 @@ def _answers(estimator, X, method):
     check_is_fitted(estimator)
     X = _whole_rows(X, "X")
     # By name and not bound: the workers' copy of the estimator stays one object for all partitions.
-    small = dask.delayed(estimator._without_moments(), pure=False)
+    small = dask.delayed(predictor(estimator), pure=False)
     classes = getattr(estimator, "classes_", None)
     wide = method == "predict_proba" or (method == "decision_function" and len(classes) > 2)
     dtype = np.dtype(float)

@@ -12,18 +12,14 @@ import torch
 import torch.distributed
 
 from faast_sklearn.errors import FaastError, InputError
-from faast_sklearn.estimators.parts import Part, Student, adopt_part, balanced_weights, known_part, label_counts
-from faast_sklearn.inputs.labels import union_of_labels
-from faast_sklearn.language.moments import LanguageMoments, TokenMoments
-from faast_sklearn.language.reserve import Reserve, Sample
-from faast_sklearn.moments.class_moments import ClassMoments
-from faast_sklearn.moments.cross_moments import CrossMoments
-from faast_sklearn.moments.scatter import PENDING_ROWS, Scatter, mirror
+from faast_sklearn.estimators.base import RUN_PARAMETERS
+from faast_sklearn.estimators.sharing import LocalLearner, adopt, balanced_weights, known_statistics, label_counts
+from faast_sklearn.estimators.statistics import Statistics
 
 __all__ = ["all_reduce", "fit", "partial_fit"]
 
 # Parameters that may differ from rank to rank: they say how to run, not what is learnt.
-_OWN = ("batch_size", "device", "dtype", "cache", "verbose", "backbone")
+_OWN = (*RUN_PARAMETERS, "backbone")
 _ACCELERATORS = {"nccl": "cuda", "xccl": "xpu"}
 
 
@@ -137,13 +133,9 @@ def all_reduce(estimator, *, group=None):
         return estimator
     ranks = _Ranks(group)
 
-    def known():
-        estimator._check_params(partial=True)
-        return known_part(estimator) if estimator.__sklearn_is_fitted__() else None
-
     _same_on_all(ranks, estimator, True)
-    total = _total(ranks, known)
-    return adopt_part(estimator, total, reset=True)
+    total = _total(ranks, lambda: known_statistics(estimator))
+    return adopt(estimator, total, reset=True)
 
 
 def _is_up():
@@ -160,8 +152,10 @@ def _learn(ranks, estimator, X, y, sample_weight, reset, partial=False):
     weights = None
     if balanced and reset:
         weights = balanced_weights(ranks.gathered(lambda: label_counts(y, sample_weight)))
-    total = _total(ranks, lambda: Student.of(estimator, reset=reset, class_weight=weights).learn(X, y, sample_weight))
-    return adopt_part(estimator, total, reset=reset, partial=partial)
+    total = _total(
+        ranks, lambda: LocalLearner.of(estimator, reset=reset, class_weight=weights).learn(X, y, sample_weight)
+    )
+    return adopt(estimator, total, reset=reset, partial=partial)
 
 
 def _same_on_all(ranks, estimator, reset):
@@ -197,16 +191,16 @@ def _total(ranks, make):
         if part is None:
             return None
         facts = {name: value for name, value in part.facts.items() if name != "device_"}
-        return Part(_shape_of(part.learnt), facts, part.declared)
+        return Statistics(part.moments.outline(), facts, part.declared)
 
     found = [one for one in ranks.gathered(header) if one is not None]
     if not found:
         return None
     # A shape adds as the moments do, and refuses what does not belong together on every rank alike.
     whole = functools.reduce(lambda a, b: a + b, found)
-    learnt = whole.learnt.summed(ranks, None if part is None else part.learnt)
+    moments = whole.moments.summed(ranks, None if part is None else part.moments)
     own = {"device_": "cpu"} if part is None else {"device_": part.facts["device_"]}
-    return Part(learnt, {**whole.facts, **own}, whole.declared)
+    return Statistics(moments, {**whole.facts, **own}, whole.declared)
 
 
 class _Ranks:
@@ -246,6 +240,10 @@ class _Ranks:
         torch.distributed.all_reduce(total, group=self._group)
         return total.to(tensor.device)
 
+    def sum_number(self, number):
+        """Return the sum of the ranks' numbers."""
+        return float(self.sum(torch.tensor([number], dtype=torch.float64)))
+
     def each(self, *numbers):
         """Return the whole numbers of each rank, an ndarray of shape (ranks, len(numbers))."""
         table = torch.zeros((self.size, len(numbers)), dtype=torch.int64)
@@ -260,127 +258,3 @@ class _Ranks:
         table[start : start + len(rows)] = rows
         # Everything but a row's own rank adds zero: exact, and one operation that all backends have.
         return self.sum(table)
-
-
-def _shape_of(learnt):
-    if isinstance(learnt, ClassMoments):
-        return _ClassShape(learnt.n_features, learnt.classes)
-    return _LanguageShape.of(learnt)
-
-
-class _ClassShape:
-    """Width and labels of a classifier's moments: what every rank must know before they are summed."""
-
-    def __init__(self, n_features, classes):
-        self.n_features, self.classes = n_features, classes
-
-    def __add__(self, other):
-        return _ClassShape(self.n_features, union_of_labels(self.classes, other.classes))
-
-    def summed(self, ranks, learnt):
-        if learnt is None:
-            learnt = ClassMoments.empty(self.n_features)
-        return _sum_classes(ranks, learnt, self.classes)
-
-
-class _LanguageShape:
-    """Widths of a language model's moments; None where there is no such part."""
-
-    def __init__(self, memory, expected, vocabulary, middle):
-        self.memory, self.expected, self.vocabulary, self.middle = memory, expected, vocabulary, middle
-
-    @classmethod
-    def of(cls, learnt):
-        output = learnt.output
-        return cls(
-            tuple(output.memory.cross.shape),
-            None if output.expected is None else output.expected.n_features,
-            None if output.counts is None else len(output.counts),
-            [tuple(part.cross.shape) for part in learnt.middle],
-        )
-
-    def __add__(self, other):
-        if vars(self) != vars(other):
-            raise InputError("ranks have learnt from other language models, or to other targets; make them equal.")
-        return self
-
-    def summed(self, ranks, learnt):
-        learnt = self._empty() if learnt is None else learnt
-        output = learnt.output
-        tokens = TokenMoments(
-            _sum_cross(ranks, output.memory),
-            None if output.expected is None else _sum_scatter(ranks, output.expected),
-            *(None if v is None else ranks.sum(v) for v in (output.counts, output.probability, output.curvature)),
-            _sum_number(ranks, output.loss),
-        )
-        middle = [_sum_cross(ranks, part) for part in learnt.middle]
-        reserve = _sum_reserve(ranks, learnt.reserve, self.memory[0])
-        return LanguageMoments(tokens, middle, reserve, int(ranks.each(learnt.n_samples).sum()))
-
-    def _empty(self):
-        vectors = [None] * 3
-        if self.vocabulary is not None:
-            vectors = [torch.zeros(self.vocabulary, dtype=torch.float64) for _ in vectors]
-        expected = None if self.expected is None else Scatter.empty(self.expected)
-        output = TokenMoments(CrossMoments.empty(*self.memory), expected, *vectors)
-        return LanguageMoments(output, [CrossMoments.empty(*shape) for shape in self.middle])
-
-
-def _sum_number(ranks, number):
-    return float(ranks.sum(torch.tensor([number], dtype=torch.float64)))
-
-
-def _sum_scatter(ranks, scatter):
-    """Sum scatters about the mean of all: each rank adds how far its own mean is from that, as Chan's update does."""
-    weight = _sum_number(ranks, scatter.weight)
-    if not weight:
-        return scatter
-    mean = ranks.sum(scatter.mean * (scatter.weight / weight))
-    rows = scatter.factor_rows()
-    if scatter.weight:
-        between = (scatter.mean - mean) * scatter.weight**0.5
-        rows = torch.cat([rows, between[None]])
-    pending, factored = ranks.each(len(rows), scatter.is_factored).T
-    if factored.all() and pending.sum() <= max(PENDING_ROWS, scatter.n_features):
-        return Scatter(weight, mean, None, (ranks.joined(rows),))
-    dense = scatter.matrix()
-    if scatter.weight:
-        dense += torch.outer(between, between)
-    # Two entries across the diagonal may have been added up in another order.
-    return Scatter(weight, mean, mirror(ranks.sum(dense)))
-
-
-def _sum_classes(ranks, moments, classes):
-    moments = moments.reindexed(classes)
-    scatter = _sum_scatter(ranks, moments.scatter)
-    counts = torch.as_tensor(moments.counts, device=scatter.device)
-    sums = ranks.sum(moments.class_sums(centred=False) - counts[:, None] * scatter.mean)
-    own, counts = counts, ranks.sum(counts)
-    whole = torch.where(counts > 0, counts, 1.0)
-    mean_weights = ranks.sum(torch.as_tensor(moments.mean_weights, device=scatter.device) * (own / whole))
-    means = scatter.mean + sums / whole[:, None]
-    rows = ranks.sum(torch.as_tensor(moments.rows))
-    counts, mean_weights = counts.cpu().numpy(), mean_weights.cpu().numpy()
-    return ClassMoments(classes, counts, rows.numpy(), mean_weights, means, scatter)._compact()
-
-
-def _sum_cross(ranks, moments):
-    power = _sum_number(ranks, moments.power)
-    return CrossMoments(_sum_scatter(ranks, moments.keys), ranks.sum(moments.cross), power)
-
-
-def _sum_reserve(ranks, reserve, width):
-    """Gather the samples of all reserves, at most 1,024 tokens each, and keep those that one reserve of all would."""
-    samples = reserve.samples
-    told = ranks.gathered(lambda: ([(s.digest, len(s.targets)) for s in samples], reserve.bound))
-    keys, targets = torch.zeros((0, width)), torch.zeros(0, dtype=torch.int64)
-    if samples:
-        # float32 holds what narrower types do, and is what a reserve is saved in.
-        keys, targets = torch.cat([s.keys.float() for s in samples]), torch.cat([s.targets for s in samples])
-    keys, targets = ranks.joined(keys), ranks.joined(targets)
-    digests = [digest for some, _ in told for digest, _ in some]
-    lengths = [length for some, _ in told for _, length in some]
-    parts = zip(digests, keys.split(lengths), targets.split(lengths), strict=True) if lengths else ()
-    kept = Reserve.of([Sample(*part) for part in parts], min(bound for _, bound in told))
-    # Views would keep all that is not.
-    return Reserve([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)

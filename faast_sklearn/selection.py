@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from sklearn.base import clone
 from sklearn.model_selection import check_cv
 
 from faast_sklearn.errors import InputError
+from faast_sklearn.estimators.evaluation import Evaluation
 from faast_sklearn.inputs.samples import count_samples
-from faast_sklearn.moments.collect import accumulate_folds
 from faast_sklearn.solvers.closed_form import decompose, pinv_filter, ridge_filter
 
 __all__ = ["AlphaPath", "alpha_path", "kfold_errors"]
@@ -181,41 +180,36 @@ def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_
     if n is None:
         raise InputError("X is read only once, so it cannot be split into folds; pass a list, an array or a dataset.")
     fold_of, n_folds = _fold_of(check_cv(cv, y, classifier=True), n, y, groups)
-    worker = clone(estimator)
-    worker._check_params(partial=True)  # what cannot be taken away cannot be left out
-    source = worker._open_source(reset=True)
-    with worker._report(X, "alpha_path") as report:
-        how = {"normalize": worker._learns_unit_rows(), "class_weight": worker.class_weight, "report": report}
-        folds = accumulate_folds(source, X, y, sample_weight, fold_of, n_folds, **how)
+    evaluation = Evaluation(estimator)
+    folds = evaluation.moments_of_folds(X, y, sample_weight, fold_of, n_folds)
     total = sum(folds[1:], start=folds[0])
-    compiled = worker._compile_for(total)
+    problem = evaluation.problem_of(total)
+    solver = problem.settings.solver
     if scoring == "neg_squared_error":
-        scores = -kfold_errors(folds, alphas, solver=worker.solver, intercept=worker.fit_intercept)
+        scores = -kfold_errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
     else:
-        left_out = [_readouts(compiled, total - fold, alphas) for fold in folds]
-        with worker._report(X, "alpha_path") as report:
-            samples = source.samples(X)
-            with closing(source.stream(samples, report)) as stream:
-                scores = _score_held_out(stream, compiled, y, sample_weight, fold_of, left_out, scoring)
-    return AlphaPath(_results(alphas, scores, worker.solver == "ridge"), scoring, n_folds)
+        left_out = [_readouts(problem, total - fold, alphas) for fold in folds]
+        with closing(evaluation.features(X)) as stream:
+            scores = _score_held_out(stream, problem.classes, y, sample_weight, fold_of, left_out, scoring)
+    return AlphaPath(_results(alphas, scores, solver == "ridge"), scoring, n_folds)
 
 
-def _readouts(compiled, moments, alphas):
+def _readouts(problem, moments, alphas):
     """Return the readouts of moments, one for each alpha, from one decomposition."""
     moments.keep()
-    settings = [replace(compiled.settings, alpha=float(alpha)) for alpha in alphas]
-    return [compiled.refitted(moments, setting).fitted.readout for setting in settings]
+    settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
+    return [problem.with_moments(moments, setting).solved.readout for setting in settings]
 
 
-def _score_held_out(stream, compiled, y, sample_weight, fold_of, left_out, scoring):
+def _score_held_out(stream, classes, y, sample_weight, fold_of, left_out, scoring):
     """Return the mean score of each fold at each alpha."""
-    codes = np.searchsorted(compiled.classes, y)
+    codes = np.searchsorted(classes, y)
     weight = np.ones(len(fold_of)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     scores = np.zeros((len(left_out), len(left_out[0])))
     for indices, features in stream:
         for k in np.unique(fold_of[indices]):
             at = np.flatnonzero(fold_of[indices] == k)
-            rows, w, code = compiled.mapped(features[at]), weight[indices[at]], codes[indices[at]]
+            rows, w, code = features[at], weight[indices[at]], codes[indices[at]]
             for a, readout in enumerate(left_out[k]):
                 values = readout.scores(rows)
                 values = values if isinstance(values, np.ndarray) else values.cpu().numpy()

@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
 from faast_sklearn import FaastClassifier
+from faast_sklearn.estimators import classifier
 from faast_sklearn.moments import ClassMoments
-from faast_sklearn.moments import collect as accumulation
 from faast_sklearn.moments.collect import _Recent
 from faast_sklearn.solvers import closed_form
 
@@ -29,7 +29,7 @@ def counted(monkeypatch):
         counts["decompositions"] += 1
         return decompose(scatter)
 
-    monkeypatch.setattr(accumulation, "_recent", _Recent(1 << 30))
+    monkeypatch.setattr(classifier, "recent", _Recent(1 << 30))
     monkeypatch.setattr(ClassMoments, "from_codes", classmethod(counting_moments))
     monkeypatch.setattr(closed_form, "decompose", counting_decompositions)
     return counts
@@ -100,6 +100,8 @@ def test_streams_of_batches_are_not_remembered(counted):
 def test_memory_is_bounded():
     recent = _Recent(max_bytes=1)
     for key in (b"a", b"b"):
-        recent.put(key, ClassMoments.from_codes(X, Y, np.arange(10), None))
-    assert recent.get(b"a") is None
-    assert recent.get(b"b") is not None
+        recent.get(key, lambda: ClassMoments.from_codes(X, Y, np.arange(10), None))
+    recent.get(b"b", lambda: pytest.fail("it is still there"))
+    made = []
+    recent.get(b"a", lambda: made.append(1) or ClassMoments.from_codes(X, Y, np.arange(10), None))
+    assert made == [1]

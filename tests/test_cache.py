@@ -31,7 +31,6 @@ from faast_sklearn.backbones.modules import ModuleBackbone
 from faast_sklearn.errors import InputError, NonFiniteError, TruncationWarning
 from faast_sklearn.estimators.base import FrozenBackboneMixin
 from faast_sklearn.features.cache import as_cache, directory_store, sample_keys
-from faast_sklearn.features.progress import Report
 
 
 class Counting(torch.nn.Module):
@@ -361,7 +360,7 @@ def test_threads_share_the_work(cache, rows, encoded, n_jobs):
 
 def test_what_a_broken_pass_had_claimed_others_encode(cache, rows):
     cached = features(Counting(), cache, batch_size=3)
-    stream = cached._open_source(reset=True).stream(rows, Report())
+    stream = cached._reader(rows, "", {}).stream(rows)
     indices, _ = next(stream)
     assert len(indices) == 3
     waiting = threading.Thread(target=lambda: out.append(clone(cached).fit(rows[:1]).transform(rows)))
@@ -376,7 +375,7 @@ def test_what_a_broken_pass_had_claimed_others_encode(cache, rows):
 
 def test_a_pass_within_a_pass_of_the_same_thread_does_not_wait_for_itself(cache, rows):
     cached = features(Counting(), cache, batch_size=3)
-    outer = cached._open_source(reset=True).stream(rows, Report())
+    outer = cached._reader(rows, "", {}).stream(rows)
     next(outer)
     inner = clone(cached).fit_transform(rows)
     assert sum(len(indices) for indices, _ in outer) == len(rows) - 3
@@ -503,13 +502,14 @@ def test_anything_else_is_refused_at_fit(wrong, module, rows):
         estimator = _Plain()
         estimator.cache = wrong
         with pytest.raises(ValueError, match="cache must be None, 'memory', a directory or a FeatureCache"):
-            estimator._open_source(reset=True)
+            estimator._reader(rows, "", {})
         return
     with pytest.raises(ValueError, match="cache must be None, 'memory', a directory or a FeatureCache"):
         features(module, wrong).fit(rows)
 
 
 class _Plain(FrozenBackboneMixin):
+    verbose = 0
     backbone, device = None, None
 
 
@@ -572,14 +572,14 @@ def test_a_search_over_the_classifier_encodes_each_image_once(cache, encoded):
 
 def test_digests_are_of_the_rows_and_the_backbone(rows):
     table = rows.reshape(40, -1)
-    plain = _Plain()._open_source(reset=True)
+    plain = _Plain()._reader(table, "", {})
     one = plain.digest(table)
     assert plain.digest(np.asfortranarray(table)) == plain.digest(table.repeat(2, 0)[::2]) == one
     assert len({one, plain.digest(table[::-1]), plain.digest(table[:-1]), plain.digest(table.astype(np.float32))}) == 4
     assert plain.digest(table.reshape(80, 3)) != one
-    source = features(Counting(), None)._open_source(reset=True)
+    source = features(Counting(), None)._reader(rows, "", {})
     assert source.digest(rows) == source.digest(rows.copy()) != source.digest(rows[::-1])
-    assert source.digest(rows) != features(Counting(2.0), None)._open_source(reset=True).digest(rows)
+    assert source.digest(rows) != features(Counting(2.0), None)._reader(rows, "", {}).digest(rows)
 
 
 def test_long_tables_are_digested_in_blocks(monkeypatch, rows):

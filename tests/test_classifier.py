@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-import faast_sklearn.readout.fitted as compiled_module
+import faast_sklearn.readout.problem as compiled_module
 from faast_sklearn import FaastClassifier
 from faast_sklearn.backbones.device import available_devices
 from faast_sklearn.errors import ForgetError, InputError, NonFiniteError

@@ -27,23 +27,25 @@ from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, Featu
 from faast_sklearn.backbones.base import Backbone
 from faast_sklearn.backbones.modules import ModuleBackbone
 from faast_sklearn.errors import InputError, MissingDependencyError, NonFiniteError, OutOfMemoryError
-from faast_sklearn.estimators import base as extraction
 from faast_sklearn.estimators import classifier
+from faast_sklearn.estimators.base import LearningMixin
+from faast_sklearn.features import labelled, readers
 from faast_sklearn.features import loop as batching
 from faast_sklearn.features.cache import directory_store
 from faast_sklearn.features.cache.directory_store import DirectoryStore
 from faast_sklearn.features.cache.memory_store import MemoryStore
 from faast_sklearn.features.loader import Loader
 from faast_sklearn.features.progress import Report
-from faast_sklearn.language import compiling, fast_weights, learning
+from faast_sklearn.language import fast_weights, learning
+from faast_sklearn.language import problem as compiling
 from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.learning import Learner, LikelihoodScorer
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.prompts import Prompts
 from faast_sklearn.moments import ClassMoments
-from faast_sklearn.moments import collect as accumulation
+from faast_sklearn.moments.collect import recent
 from faast_sklearn.readout import LinearReadout
-from faast_sklearn.readout import fitted as compiled
+from faast_sklearn.readout import problem as compiled
 
 RNG = np.random.default_rng(0)
 N = 14
@@ -153,7 +155,7 @@ def test_the_harness_sees_every_kind_of_change():
     changes = {
         "n_samples_seen_": lambda: setattr(clf, "n_samples_seen_", N + 1),
         "_more": lambda: setattr(clf, "_more", 1),
-        "_compiled": lambda: clf._compiled.learnt.counts.__setitem__(0, 9.0),
+        "_problem": lambda: clf._problem.moments.counts.__setitem__(0, 9.0),
         "flags": lambda: module.eval(),
         "hook": lambda: module.register_forward_hook(print),
         "weights": lambda: clf.partial_fit(X, Y),
@@ -172,7 +174,7 @@ def test_the_harness_sees_every_kind_of_change():
         for name, change in changes.items():
             with warnings.catch_warnings(), pytest.raises(AssertionError) as told, everything_as_before(clf, module):
                 change()
-            assert name not in ("_compiled", "environment", "logging") or name in str(told.value)
+            assert name not in ("_problem", "environment", "logging") or name in str(told.value)
     finally:
         torch.set_grad_enabled(True)
         torch.set_default_dtype(torch.float32)
@@ -208,11 +210,11 @@ class Fault:
 
 
 STAGES = {
-    "open the source": (extraction._BackboneSource, "__init__"),
-    "open the rows": (extraction._PlainSource, "__init__"),
-    "check the samples": (extraction._BackboneSource, "samples"),
-    "check the rows": (extraction._PlainSource, "samples"),
-    "check the labels": (accumulation, "check_labels"),
+    "open the source": (readers.BackboneReader, "__init__"),
+    "open the rows": (readers.TableReader, "__init__"),
+    "check the samples": (readers.BackboneReader, "samples"),
+    "check the rows": (readers.TableReader, "samples"),
+    "check the labels": (labelled, "check_labels"),
     "begin a report": (Report, "__init__"),
     "hand a batch to the threads": (Loader, "submit"),
     "read a sample": (ModuleBackbone, "load"),
@@ -222,8 +224,8 @@ STAGES = {
     "check the features": (Backbone, "finite"),
     "read the flags": (batching._Flags, "rows"),
     "count a batch": (Report, "add"),
-    "take a batch of rows": (extraction, "moments_device"),
-    "digest samples": (extraction._BackboneSource, "keys"),
+    "take a batch of rows": (readers, "moments_device"),
+    "digest samples": (readers.BackboneReader, "_sample_keys"),
     "look up": (MemoryStore, "get"),
     "claim": (MemoryStore, "claim"),
     "store": (MemoryStore, "put"),
@@ -233,9 +235,9 @@ STAGES = {
     "moments of a batch": (ClassMoments, "from_codes"),
     "sum of moments": (ClassMoments, "__add__"),
     "difference of moments": (ClassMoments, "__sub__"),
-    "look for overflow": (accumulation, "_refuse_overflow"),
-    "join with the parameters": (classifier, "Compiled"),
-    "publish": (FaastClassifier, "_publish"),
+    "look for overflow": (classifier, "refuse_overflow"),
+    "join with the parameters": (classifier, "ReadoutProblem"),
+    "publish": (LearningMixin, "_publish"),
     "solve": (compiled, "fast_weights"),
     "read out": (compiled, "discriminant_readout"),
     "score": (LinearReadout, "scores"),
@@ -265,7 +267,7 @@ KINDS = {
 
 def learner(kind, module, folder):
     """An estimator that has learnt and not solved yet: a fault may come while it does."""
-    accumulation._recent._entries.clear()  # moments of the same rows that other estimators left to this process
+    recent._entries.clear()  # moments of the same rows that other estimators left to this process
     return FaastClassifier(device="cpu", **KINDS[kind](module, folder)).fit(X, Y)
 
 
@@ -384,7 +386,7 @@ TOLD = pairs(6)
 ASKED = pairs(3, 9)
 
 LANGUAGE_STAGES = {
-    "open the model": (FaastSeq2Seq, "_open"),
+    "open the model": (FaastSeq2Seq, "_open_backbone"),
     "read the template": (Prompts, "__init__"),
     "write the prompts": (Prompts, "_fit"),
     "hand a batch to the threads": (Loader, "submit"),
@@ -398,8 +400,8 @@ LANGUAGE_STAGES = {
     "moments of a batch": (learning, "token_moments"),
     "sum of moments": (LanguageMoments, "__add__"),
     "difference of moments": (LanguageMoments, "__sub__"),
-    "publish": (FaastSeq2Seq, "_publish"),
-    "solve": (compiling, "compile_weights"),
+    "publish": (LearningMixin, "_publish"),
+    "solve": (compiling, "solve_weights"),
     "place hooks": (fast_weights, "hooked"),
     "adapt states": (fast_weights.FastWeights, "adapt"),
     "count a batch": (Report, "add"),
@@ -575,7 +577,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_update(owner, name, error, monk
     if name == "_touch":  # needs something to be found
         FaastClassifier(Squares(), device="cpu", batch_size=4, cache=cache).fit(X[:4], Y[:4])
     clf = FaastClassifier(Squares(), device="cpu", batch_size=4, cache=cache)
-    accumulation._recent._entries.clear()
+    recent._entries.clear()
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "faast_sklearn"):
         patch.setattr(owner, name, full(error))
         clf.fit(X, Y)
@@ -591,7 +593,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_update(owner, name, error, monk
 
 def test_a_wrong_directory_is_still_an_error(tmp_path):
     (tmp_path / "file").touch()
-    accumulation._recent._entries.clear()
+    recent._entries.clear()
     clf = FaastClassifier(Squares(), device="cpu", cache=str(tmp_path / "file"))
     with everything_as_before(clf), pytest.raises(InputError, match="cannot be written"):
         clf.fit(X, Y)

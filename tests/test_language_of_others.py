@@ -90,7 +90,7 @@ def test_a_checkpoint_that_would_answer_otherwise_is_not_left(tmp_path):
     model = Forgetful(tiny_model("llama").config).eval()
     model.load_state_dict(tiny_model("llama").state_dict())
     seq2seq = FaastSeq2Seq((model, tiny_tokenizer("decoder")), **STRONG).fit(X, Y)
-    lm = seq2seq._open()
+    lm = seq2seq._open_backbone()
     lm.module.scale = 3.0
     with pytest.raises(BackboneError, match="written and read again, has other logits"):
         seq2seq.save_folded(tmp_path / "folded")

@@ -326,10 +326,10 @@ def test_generation_of_a_model_that_reads_padding_as_text_is_that_of_each_alone(
     model = made(lambda: tr.RwkvForCausalLM(tr.RwkvConfig(**config, attention_hidden_size=16, context_length=64)))
     options = {"max_new_tokens": 5, "alpha": 1.0, "memory_weight": 1.0, "device": "cpu"}
     seq2seq = FaastSeq2Seq((model, tiny_tokenizer("decoder")), **options).fit(TEXTS, ["mat", "on", "tree", "blue"])
-    assert not seq2seq._open().reads_mask
+    assert not seq2seq._open_backbone().reads_mask
     together = seq2seq.predict(TEXTS).tolist()
     assert together == [seq2seq.predict([text])[0] for text in TEXTS]
-    assert FaastSeq2Seq((tiny_model("llama"), tiny_tokenizer("decoder")))._open().reads_mask
+    assert FaastSeq2Seq((tiny_model("llama"), tiny_tokenizer("decoder")))._open_backbone().reads_mask
 
 
 # Families: in memory and from the folder

@@ -113,7 +113,7 @@ def test_learning_on_padded_batches_is_the_papers_computation(published):
     wanted = reference.logits(PROBE)
     assert not torch.allclose(wanted, bare, atol=0.1)
     torch.testing.assert_close(lm(PROBE).logits, wanted, rtol=1e-4, atol=1e-4)
-    assert (lm.compiled().alpha, lm.compiled().memory_weight) == (ALPHA, 0.9)
+    assert (lm.solved().alpha, lm.solved().memory_weight) == (ALPHA, 0.9)
     assert hook_count(lm.model.module) == 0
 
 
@@ -123,7 +123,7 @@ def test_chunks_are_the_whole_in_any_order_and_reset_forgets(published):
     bare = lm(PROBE).logits
     whole = lm.learn(**padded(ROWS))(PROBE).logits
     lm.reset_projection()
-    assert (lm.n_tokens, lm.compiled()) == (0, None)
+    assert (lm.n_tokens, lm.solved()) == (0, None)
     assert torch.equal(lm(PROBE).logits, bare)
     for chunk in (ROWS[31:], ROWS[:7], ROWS[7:31]):
         lm.learn(**padded(chunk))

@@ -124,7 +124,7 @@ def setting(place, value):
 
 def tensor(name, make):
     def change(manifest, tensors):
-        tensors[f"state._compiled.{name}"] = make(tensors[f"state._compiled.{name}"])
+        tensors[f"state._problem.{name}"] = make(tensors[f"state._problem.{name}"])
 
     return change
 
@@ -138,15 +138,15 @@ def with_value(value):
     return make
 
 
-STATE = "state._compiled"
-MOMENTS = f"{STATE}.learnt.moments.0.1"
+STATE = "state._problem"
+MOMENTS = f"{STATE}.moments"
 NESTED = json.loads("[" * 400 + "]" * 400)
 MADE_UP = {
     "another kind": (setting("kind", "Unpickler"), "'Unpickler', which is no estimator"),
     "a class": (setting("class", "os.system"), "'os.system', a class of somebody's own"),
     "no state": (lambda m, t: m["estimator"].pop("state"), "no estimator that this version knows"),
     "another state": (setting("state.device_", "cuda"), "attributes other than"),
-    "no weights": (setting(STATE, {}), r"state\._compiled is \[\], expected"),
+    "no weights": (setting(STATE, {}), r"state\._problem is \[\], expected"),
     "a path": (setting("parameters.backbone", "hf:/etc"), "asks for a local folder or file"),
     "a path that is not there": (setting("parameters.backbone", "hf:/nowhere/at/all"), "asks for a place on a machine"),
     "a step up": (setting("parameters.backbone", "hf:../secret"), "asks for a place on a machine"),
@@ -197,24 +197,23 @@ MADE_UP = {
     "classes without a type": (setting(f"{STATE}.classes.dtype", "O,O"), "labels that are no"),
     "too few classes": (setting(f"{STATE}.classes.labels", [0, 1]), "moments have classes that are not listed"),
     "another width": (setting("state.n_features_in_", 9), "9 features are expected, and there are weights for 10"),
-    "another map": (setting(f"{STATE}.fitted.map.normalize", True), "none of those that were learnt through"),
     "no such tensor": (setting(f"{MOMENTS}.means", "elsewhere"), "names no tensor of the file: 'elsewhere'"),
     "a tensor twice": (
-        setting(f"{MOMENTS}.means", "state._compiled.fitted.readout.coef"),
+        setting(f"{MOMENTS}.means", "state._problem.solved.readout.coef"),
         "names no tensor|tensors that belong nowhere",
     ),
     "a tensor too many": (lambda m, t: t.update(more=torch.ones(1)), "tensors that belong nowhere, .'more'"),
-    "nan": (tensor("fitted.readout.coef", with_value(np.nan)), r"readout\.coef has values that are not finite"),
-    "infinity": (tensor("fitted.solution.weights", with_value(np.inf)), "values that are not finite"),
-    "a weight below zero": (tensor("learnt.moments.0.counts", with_value(-1.0)), "values below 0"),
+    "nan": (tensor("solved.readout.coef", with_value(np.nan)), r"readout\.coef has values that are not finite"),
+    "infinity": (tensor("solved.solution.weights", with_value(np.inf)), "values that are not finite"),
+    "a weight below zero": (tensor("moments.counts", with_value(-1.0)), "values below 0"),
     "another precision": (
-        tensor("fitted.readout.coef", torch.Tensor.float),
+        tensor("solved.readout.coef", torch.Tensor.float),
         "is torch.float32, expected",
     ),
-    "another shape": (tensor("fitted.readout.coef", lambda t: t[:, :5]), "other numbers of features"),
-    "another number of axes": (tensor("fitted.readout.coef", torch.ravel), r"has shape \(100,\), expected 2 axes"),
-    "fewer rows": (tensor("learnt.moments.0.scatter.factors", lambda t: t[:-1]), "not those of its parts"),
-    "narrower rows": (tensor("learnt.moments.0.scatter.factors", lambda t: t[:, :-1]), "length 9, expected 10"),
+    "another shape": (tensor("solved.readout.coef", lambda t: t[:, :5]), "other numbers of features"),
+    "another number of axes": (tensor("solved.readout.coef", torch.ravel), r"has shape \(100,\), expected 2 axes"),
+    "fewer rows": (tensor("moments.scatter.factors", lambda t: t[:-1]), "not those of its parts"),
+    "narrower rows": (tensor("moments.scatter.factors", lambda t: t[:, :-1]), "length 9, expected 10"),
     "a pickle instead of a step": (
         lambda m, t: (
             m.update(estimator={"kind": "skops", "data": "data", "parts": []}),

@@ -23,13 +23,12 @@ from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, Featu
 from faast_sklearn.backbones import open_count, release_backbones
 from faast_sklearn.backbones.device import available_devices
 from faast_sklearn.errors import SavedFileError, SavedFileWarning
-from faast_sklearn.language import compiling
 from faast_sklearn.language.fast_weights import FastWeights
-from faast_sklearn.persistence import records
+from faast_sklearn.language.problem import SolvedWeights
 from faast_sklearn.persistence.archive import read_archive, write_archive
 from faast_sklearn.readout import LinearReadout
 from faast_sklearn.readout.class_vectors import ClassValues
-from faast_sklearn.readout.fitted import Compiled, Fitted, Settings
+from faast_sklearn.readout.problem import ReadoutProblem, Settings, SolvedReadout
 from faast_sklearn.solvers.closed_form import Solution
 
 DIGITS, LABELS = load_digits(return_X_y=True)
@@ -547,42 +546,37 @@ def test_estimators_that_have_learnt_nothing_keep_their_parameters(path):
 
 
 @pytest.mark.parametrize(
-    ("cls", "record", "left_out"),
+    ("cls", "left_out"),
     [
-        (Settings, records._SETTINGS, ()),
-        (Solution, records._FITTED.parts["solution"].field, ()),
-        (LinearReadout, records._FITTED.parts["readout"], ()),
-        (Fitted, records._FITTED, ("moments",)),  # found again among those that were learnt
-        (ClassValues, records._COMPILED.parts["values"].field, ()),
-        (FastWeights, records._WEIGHTS, ("_carried",)),  # of a pass under way
-        (compiling.Compiled, records._SOLVED, ()),
+        (Settings, ()),
+        (Solution, ()),
+        (LinearReadout, ()),
+        (SolvedReadout, ()),
+        (ClassValues, ()),
+        (FastWeights, ("_carried",)),  # of a pass under way
+        (SolvedWeights, ()),
     ],
 )
-def test_every_part_of_what_was_solved_is_in_the_file(cls, record, left_out):
+def test_every_part_of_what_was_solved_is_in_the_file(cls, left_out):
     names = {field.name for field in dataclasses.fields(cls)} - set(left_out)
-    assert names == set(record.parts)
+    assert names == set(cls.record().parts)
 
 
 def test_every_attribute_of_a_fitted_estimator_is_in_the_file_or_known_to_stay_out(path):
     stays = {"device_", "classes_", "moments_", "_learnt_with"}  # a place, and what follows from the rest
-    for estimator, state in (
-        (FaastClassifier().fit(DIGITS, LABELS), records.CLASSIFIER),
-        (FaastClassifier("bundled:minilm-l6").fit(TEXTS, TOPICS), records.CLASSIFIER),
-        (BackboneFeatures("bundled:minilm-l6").fit(), records.FEATURES),
-        (FaastSeq2Seq(opened("llama")).fit(*pairs(8)), records.LANGUAGE),
+    for estimator in (
+        FaastClassifier().fit(DIGITS, LABELS),
+        FaastClassifier("bundled:minilm-l6").fit(TEXTS, TOPICS),
+        BackboneFeatures("bundled:minilm-l6").fit(),
+        FaastSeq2Seq(opened("llama")).fit(*pairs(8)),
     ):
         estimator.predict(TEXTS[:1] if estimator.backbone else DIGITS) if hasattr(estimator, "predict") else None
         found = vars(estimator).keys() - estimator.get_params().keys()
-        assert found - stays <= state.keys()
-    assert vars(Compiled(None, None, None)).keys() == {
-        "learnt",
-        "classes",
-        "settings",
-        "_values",
-        "_fitted",
-        "_directions",
-        "_lock",
-    }
+        assert found - stays <= estimator._saved_state.keys()
+    derived = {"_directions", "_lock"}
+    assert {name.lstrip("_") for name in vars(ReadoutProblem(None, None, None)).keys() - derived} == set(
+        ReadoutProblem.record().parts
+    )
 
 
 def test_any_reader_of_safetensors_opens_the_file(path):
@@ -592,4 +586,4 @@ def test_any_reader_of_safetensors_opens_the_file(path):
     with safe_open(path, "np") as file:
         assert file.metadata()["format"] == "faast_sklearn"
         assert json.loads(file.metadata()["manifest"])["estimator"]["kind"] == "FaastClassifier"
-        assert "state._compiled.fitted.readout.coef" in file.keys()  # noqa: SIM118 - it is no dict
+        assert "state._problem.solved.readout.coef" in file.keys()  # noqa: SIM118 - it is no dict

@@ -352,7 +352,7 @@ def test_what_the_model_says_anyway_teaches_nothing(name, target, n):
     for seed in range(4):
         lm.reset_projection()
         lm.learn(**sampled(model, n, seed))
-        found = lm.compiled()
+        found = lm.solved()
         losses.append(float(lm(**test).loss))
         nothing.append(found.memory_weight == found.shift_weight == 0)
         assert losses[-1] == before if nothing[-1] else found.held_out_loss > 0

@@ -536,7 +536,7 @@ def perplexity(args, model, method):
     figures = {"perplexity": math.exp(total / n_tokens), "tokens": n_tokens}
     if method == "frozen":
         return figures
-    chosen = {"alpha": lm.compiled().alpha, "strength": lm.compiled().memory_weight}
+    chosen = {"alpha": lm.solved().alpha, "strength": lm.solved().memory_weight}
     return {**figures, "tokens learnt": lm.n_tokens, **chosen, **memories(method, opened(model, args))}
 
 

@@ -1,37 +1,36 @@
 """FaastClassifier: closed-form classification on the features of a frozen backbone."""
 
+import contextlib
 import copy
-import functools
 import numbers
-import operator
 from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
-from sklearn.utils.validation import check_is_fitted
 
-from faast_sklearn.errors import ForgetError, InputError, NonFiniteError
-from faast_sklearn.estimators.base import FrozenBackboneMixin
-from faast_sklearn.estimators.turns import changing
+from faast_sklearn.errors import InputError, NonFiniteError
+from faast_sklearn.estimators.base import LearningMixin
+from faast_sklearn.estimators.statistics import Statistics
+from faast_sklearn.features.labelled import labelled_samples
+from faast_sklearn.features.readers import in_order
 from faast_sklearn.inputs.labels import check_labels, union_of_labels
 from faast_sklearn.inputs.samples import count_samples, with_labels
 from faast_sklearn.moments.class_moments import ClassMoments
-from faast_sklearn.moments.collect import accumulate
+from faast_sklearn.moments.collect import collect, recent, refuse_overflow
+from faast_sklearn.persistence.arrays import Labels
+from faast_sklearn.persistence.fields import Integer
 from faast_sklearn.persistence.not_saved import NotSaved
-from faast_sklearn.persistence.records import CLASSIFIER
 from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.readout.class_vectors import check_values, class_values
-from faast_sklearn.readout.fitted import Compiled, Settings
+from faast_sklearn.readout.problem import ReadoutProblem, Settings
 
 __all__ = ["FaastClassifier"]
 
 
-class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEstimator):
+class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator):
     """Classifier that compiles labelled examples into fast weights by one closed-form solve.
 
     A frozen backbone turns samples into features; ``fit`` streams them into sufficient statistics and solves once;
@@ -146,7 +145,15 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     0.95
     """
 
-    _saved_state = CLASSIFIER
+    # What files hold; devices, modules and caches never go in.
+    _saved_state: ClassVar = {
+        "_problem": ReadoutProblem.record(),
+        "_declared": Labels(),
+        "n_samples_seen_": Integer(),
+        "n_features_in_": Integer(1),
+        "_n_features": Integer(1),
+        "feature_names_in_": Labels(sorted=False),
+    }
 
     def __init__(
         self,
@@ -252,15 +259,7 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         InputError, NonFiniteError
             As in :meth:`fit`. The estimator is then as it was before the call.
         """
-        check_is_fitted(self)
-        self._check_params(partial=True)
-        with changing(self):
-            source = self._open_source(reset=False)
-            self._refuse_changes()
-            with self._report(X, "forget") as report:
-                removed = self._accumulate(source, X, y, sample_weight, report, stream=True)
-            self._publish(_taken_away(self._compiled.learnt, removed))
-        return self
+        return self._unlearn(X, y, sample_weight)
 
     def predict(self, X):
         """Return the most probable label of each sample.
@@ -275,8 +274,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         ndarray of shape (n,)
             Of the labels' own type.
         """
-        compiled, scores = self._scores(X)
-        return compiled.classes[scores.argmax(axis=1)]
+        problem, scores = self._scores(X)
+        return problem.classes[scores.argmax(axis=1)]
 
     def decision_function(self, X):
         """Return the scores of each class, ``features @ coef_.T + intercept_``.
@@ -342,8 +341,8 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         -------
         ndarray of shape (n, n_classes)
         """
-        compiled, scores = self._scores(X)
-        return compiled.fitted.readout.log_probabilities(scores)
+        problem, scores = self._scores(X)
+        return problem.solved.readout.log_probabilities(scores)
 
     def novelty_score(self, X):
         """Return how unlike every learnt class each sample is.
@@ -368,85 +367,81 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
         sklearn.exceptions.NotFittedError
             If there are examples of fewer than two classes.
         """
-        compiled = self._current()
-        directions = compiled.directions
-        return self._streamed(X, lambda features: directions.novelty(compiled.mapped(features)))
+        problem = self._current()
+        return self._answers(X, problem, problem.directions.novelty)
 
     @property
     def coef_(self):
         """Weights of the features, of shape (n_classes, d), or (1, d) when binary."""
-        return _binary_difference(self._current().fitted.readout.coef)
+        return _binary_difference(self._current().solved.readout.coef)
 
     @property
     def intercept_(self):
         """Offsets of the scores, of shape (n_classes,), or (1,) when binary."""
-        return _binary_difference(self._current().fitted.readout.intercept)
+        return _binary_difference(self._current().solved.readout.intercept)
 
     @property
     def alpha_(self):
         """The regulariser that was used; None without examples."""
-        solution = self._current().fitted.solution
+        solution = self._current().solved.solution
         return None if solution is None else solution.alpha
 
     @property
     def solver_(self):
         """The factorisation that was used; None without examples."""
-        solution = self._current().fitted.solution
+        solution = self._current().solved.solution
         return None if solution is None else solution.method
 
     @property
     def condition_(self):
         """The condition number of the problem that was solved; None without examples."""
-        solution = self._current().fitted.solution
+        solution = self._current().solved.solution
         return None if solution is None else solution.condition
 
     @property
     def prior_strength_(self):
         """The number of examples that the zero-shot prediction counts for."""
-        return self._current().fitted.prior_strength
+        return self._current().solved.prior_strength
 
     @property
     def moments_(self):
         """All that is known of what was learnt."""
-        learnt = self._current().learnt
-        return learnt.refuse() if isinstance(learnt, NotSaved) else learnt
+        moments = self._current().moments
+        return moments.refuse() if isinstance(moments, NotSaved) else moments
 
-    def _learn(self, X, y, sample_weight, *, reset, classes=None, partial=False):
-        self._check_params(partial)
-        with changing(self):
-            reset = reset or "_compiled" not in self.__dict__
-            if reset:
-                self._declared = np.array([])
-            source = self._open_source(reset)
-            if not reset:
-                self._refuse_changes()
+    def _read(self, X, y, sample_weight, what, facts, stream):
+        """Return the statistics of labelled samples; with X None, those of nothing, which declare classes."""
+        reader = self._reader(X, what, facts, normalize=self._learns_unit_rows())
+        moments, how = None, {"class_weight": self.class_weight, "stream": stream}
+        with reader:
             if X is None and y is not None:
-                learnt = self._from_names(source, y)
-            else:
-                with self._report(X, "partial_fit" if partial else "fit") as report:
-                    learnt = self._accumulate(source, X, y, sample_weight, report, stream=partial)
-                if not partial:  # a stream may begin with rows of no weight as well as go on with them
-                    self._refuse_nothing(learnt)
-            if classes is not None:
-                self._declared = union_of_labels(self._declared, np.unique(check_labels(classes, "classes")))
-            if not reset:
-                learnt = self._compiled.learnt + learnt
-            self.device_ = self._place_of(source, learnt)
-            self._publish(learnt)
-        return self
+                return self._from_names(reader, y)
+            for labelled in labelled_samples(reader, X, y, sample_weight, **how):
+                part = self._moments_of(labelled)
+                moments = part if moments is None else moments + part
+        refuse_overflow(moments)
+        return Statistics(moments, {"device_": str(moments.scatter.device), **reader.facts})
 
-    def _accumulate(self, source, X, y, sample_weight, report, stream):
-        return accumulate(
-            source,
-            X,
-            y,
-            sample_weight,
-            normalize=self._learns_unit_rows(),
-            class_weight=self.class_weight,
-            report=report,
-            shared=self.cache is not None,
-            stream=stream,
-        )
+    def _moments_of(self, labelled):
+        if self.cache is None or not labelled.again:
+            return collect(labelled.batches())
+        moments = recent.get(labelled.key(), lambda: collect(labelled.batches()))
+        labelled.reader.check_width(moments.n_features)
+        return moments
+
+    def _from_names(self, reader, names):
+        """Return statistics of nothing that declare the classes to tell apart zero-shot."""
+        if not self._has_values():
+            raise InputError("X is None; pass samples, or values='text' (or vectors) to start from class names alone.")
+        if not count_samples(names):
+            raise InputError("y is empty; pass the names of the classes, or samples and their labels.")
+        declared = np.unique(check_labels(names, "y"))
+        width = reader.facts.get("_n_features", reader.facts.get("n_features_in_"))
+        facts = reader.facts
+        if width is None:
+            width = self._class_values(declared).vectors.shape[1]
+            facts = {**facts, "n_features_in_": width, "_n_features": width}
+        return Statistics(ClassMoments.empty(width), {"device_": str(reader.device), **facts}, declared)
 
     def _learns_unit_rows(self):
         """Whether features are scaled to unit length; cosines to class vectors need that."""
@@ -459,139 +454,72 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
     def _has_values(self):
         return not (isinstance(self.values, str) and self.values == "onehot")
 
-    def _from_names(self, source, names):
-        """Return moments of nothing, and declare the classes to tell apart zero-shot."""
-        if not self._has_values():
-            raise InputError("X is None; pass samples, or values='text' (or vectors) to start from class names alone.")
-        if not count_samples(names):
-            raise InputError("y is empty; pass the names of the classes, or samples and their labels.")
-        self._declared = union_of_labels(self._declared, np.unique(check_labels(names, "y")))
-        width = getattr(source, "n_features", None)
-        if width is None:
-            width = self._class_values(self._declared).vectors.shape[1]
-            self.n_features_in_ = self._n_features = width
-        return ClassMoments.empty(width)
-
     def _class_values(self, classes):
         if not self._has_values():
             return None
         backbone = None if self.backbone is None else self._open_backbone()
         return class_values(self.values, classes, backbone)
 
-    def _publish(self, learnt):
-        """Make new moments current, as the last step of a change."""
-        compiled = self._compile_for(learnt)
-        self.__dict__.update(
-            classes_=compiled.classes,
-            n_samples_seen_=learnt.n_rows,
-            _compiled=compiled,
-            _learnt_with=self._settings_of_statistics(),
-        )
-
-    def _compile_for(self, learnt):
-        """Join moments with the parameters that their solve needs; nothing is solved yet."""
-        classes = union_of_labels(learnt.classes, self.__dict__.get("_declared", np.array([])))
+    def _state_of(self, statistics):
+        """Return the attributes that follow from statistics."""
+        moments, declared = statistics.moments, statistics.declared
+        classes = union_of_labels(moments.classes, declared)
         values = self._class_values(classes)
-        if values is not None and (self.prior_strength != 0.0 or not learnt.n_rows):
-            width = learnt.n_features
+        if values is not None and (self.prior_strength != 0.0 or not moments.n_rows):
+            width = moments.n_features
             if values.vectors.shape[1] != width:
                 raise InputError(
                     f"a prior compares features with values, but there are {width} features and the values are "
                     f"{values.vectors.shape[1]} long; use prior_strength=0, or values in the space of the features."
                 )
         settings = Settings(self.solver, self.alpha, self.fit_intercept, self._learns_unit_rows(), self.prior_strength)
-        return Compiled(learnt, classes, settings, values)
+        problem = ReadoutProblem(moments, classes, settings, values)
+        state = {"_problem": problem, "classes_": classes, "n_samples_seen_": moments.n_rows, "_declared": declared}
+        # Ready features stay where they are.
+        return state if self.backbone is not None else {**state, "device_": str(moments.scatter.device)}
 
-    def _adopt(self, estimators):
-        """Make the sum of what several have learnt current."""
-        declared = functools.reduce(union_of_labels, [estimator._declared for estimator in estimators])
-        self._adopt_moments(functools.reduce(operator.add, [e._known_moments() for e in estimators]), declared)
-
-    def _adopt_moments(self, learnt, declared):
-        """Make moments from elsewhere current."""
-        self._declared = declared
-        self._publish(learnt)
-
-    def _known_moments(self):
-        """Return all that was learnt."""
-        return self._compiled.learnt
-
-    def _moments_of_part(self, X, y, sample_weight, reset):
-        """Return the moments of some of the samples, for whoever adds them up; nothing becomes current."""
-        source = self._open_source(reset)
-        with self._report(X, "fit") as report:
-            learnt = self._accumulate(source, X, y, sample_weight, report, stream=True)
-        self.device_ = self._place_of(source, learnt)
-        return learnt
-
-    def _place_of(self, source, learnt):
-        """Say where features were computed, or where they were if they came ready."""
-        return str(learnt.scatter.device if self.backbone is None else source.device)
-
-    def _refuse_nothing(self, learnt):
-        if not learnt.n_rows:
+    def _refuse_nothing(self, statistics):
+        if not statistics.moments.n_rows and not len(statistics.declared):
             raise InputError("every sample_weight is zero, so there is nothing to learn from.")
+
+    def _ready_to_save(self, moments):
+        with contextlib.suppress(NotFittedError):  # everything was forgotten
+            self._current().solved  # noqa: B018 - now, so that whoever loads it need not
+
+    def _restore_state(self, attributes):
+        problem = attributes["_problem"]
+        width = attributes.get("_n_features", attributes.get("n_features_in_"))
+        if width != problem.n_features:
+            raise ValueError(f"{width} features are expected, and there are weights for {problem.n_features}")
+        super()._restore_state({**attributes, "classes_": problem.classes})
 
     def _without_moments(self):
         """Return a copy that predicts as this one and is as small as what it takes to predict."""
-        compiled = self._current()
-        nothing = NotSaved(self.n_samples_seen_)
         twin = copy.copy(self)
-        twin._compiled = compiled.refitted(nothing, compiled.settings)
-        twin._compiled._fitted = replace(compiled.fitted, moments=nothing, solution=None)
+        twin._problem = self._current().without_moments()
         return twin
 
-    def _restore_state(self, attributes):
-        compiled = attributes["_compiled"]
-        width = attributes.get("_n_features", attributes.get("n_features_in_"))
-        if width != compiled.n_features:
-            raise ValueError(f"{width} features are expected, and there are weights for {compiled.n_features}")
-        super()._restore_state(
-            {
-                **attributes,
-                "classes_": compiled.classes,
-                "device_": "cpu",
-                "_learnt_with": self._settings_of_statistics(),
-            }
-        )
-
-    def _current(self):
-        if "_compiled" not in self.__dict__:
-            raise NotFittedError(
-                f"This {type(self).__name__} instance is not fitted yet. Call 'fit' or 'partial_fit' first."
-            )
-        return self._compiled
-
     def _scores(self, X):
-        compiled = self._current()
-        fitted = compiled.fitted
+        problem = self._current()
+        readout = problem.solved.readout
         with np.errstate(over="ignore", invalid="ignore"):
-            scores = self._streamed(X, lambda features: fitted.readout.scores(compiled.mapped(features)))
-        bad = ~np.isfinite(scores[:, np.isfinite(fitted.readout.intercept)]).all(axis=1)
+            scores = self._answers(X, problem, readout.scores)
+        bad = ~np.isfinite(scores[:, np.isfinite(readout.intercept)]).all(axis=1)
         if bad.any():
             raise NonFiniteError(
                 f"features in row {int(bad.argmax())} are so much larger than those learnt that its scores overflow "
                 f"float64 ({int(bad.sum())} of {len(bad)} rows); drop such rows, or fit with normalize=True."
             )
-        return compiled, scores
+        return problem, scores
 
-    def _streamed(self, X, score):
-        """Return what ``score`` makes of the features of all samples, in their order, as an ndarray."""
-        source = self._open_source(reset=False)
-        self._refuse_changes("backbone")
-        samples = source.samples(X)
-        out = None
-        with self._report(samples, "predict") as report, closing(source.stream(samples, report)) as stream:
-            for indices, features in stream:
-                scores = score(features)
-                if isinstance(scores, np.ndarray):
-                    out = np.empty((len(samples), *scores.shape[1:])) if out is None else out
-                    out[indices] = scores
-                else:
-                    # Scores stay on the device until the end, so that no batch waits for the host.
-                    out = scores.new_empty((len(samples), *scores.shape[1:])) if out is None else out
-                    out[torch.as_tensor(indices, device=out.device)] = scores
-        return out if isinstance(out, np.ndarray) else out.cpu().numpy()
+    def _answers(self, X, problem, answer):
+        """Return what ``answer`` makes of the features of all samples, in their order, as an ndarray."""
+        with self._reader(X, "predict", self._facts(), normalize=problem.settings.unit_rows) as reader:
+            self._refuse_changes("backbone")
+            samples = reader.samples(X)
+            with contextlib.closing(reader.stream(samples)) as stream:
+                answers = in_order(((positions, answer(rows)) for positions, rows in stream), len(samples))
+        return answers if isinstance(answers, np.ndarray) else answers.cpu().numpy()
 
     def _check_params(self, partial):
         if not (isinstance(self.solver, str) and self.solver in ("ridge", "pinv")):
@@ -618,9 +546,6 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
                 "pass a dict of weights, or sample_weight."
             )
 
-    def __sklearn_is_fitted__(self):
-        return "_compiled" in self.__dict__
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = self._reads_rows()
@@ -630,25 +555,3 @@ class FaastClassifier(Persistent, FrozenBackboneMixin, ClassifierMixin, BaseEsti
 def _binary_difference(rows):
     """Reduce two rows (classes first) to what speaks for the second; one or many rows stay."""
     return rows[1:] - rows[:1] if len(rows) == 2 else rows
-
-
-def _taken_away(learnt, removed):
-    """Return ``learnt − removed``; raise ForgetError if ``removed`` cannot be a part of ``learnt``."""
-    unknown = np.setdiff1d(removed.classes, learnt.classes)
-    if len(unknown):
-        raise ForgetError(
-            f"y has labels that were never learnt: {unknown[:5].tolist()}; known are {learnt.classes[:10].tolist()}."
-        )
-    at = np.searchsorted(learnt.classes, removed.classes)
-    excess = (removed.rows > learnt.rows[at]) | (removed.counts > learnt.counts[at] * (1 + 1e-9))
-    if excess.any():
-        k = int(np.flatnonzero(excess)[0])
-        raise ForgetError(
-            f"asked to forget {removed.rows[k]} samples of weight {removed.counts[k]:g} of class "
-            f"{removed.classes[k]!r}, but only {learnt.rows[at[k]]} of weight {learnt.counts[at[k]]:g} were learnt."
-        )
-    left = learnt - removed
-    before, after = learnt.scatter.variances(), left.scatter.variances()
-    if bool((after < -1e-8 * before).any()):
-        raise ForgetError("these samples were never learnt: taking them away leaves a negative variance.")
-    return left

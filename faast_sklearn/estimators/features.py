@@ -1,7 +1,7 @@
 """BackboneFeatures: the features of a frozen backbone, as a transformer."""
 
 import copy
-from contextlib import closing
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from sklearn.exceptions import NotFittedError
 from faast_sklearn.backbones import as_handle
 from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.base import FrozenBackboneMixin
+from faast_sklearn.estimators.statistics import FACTS
 from faast_sklearn.estimators.turns import changing
-from faast_sklearn.features.normalize import unit_rows
-from faast_sklearn.persistence.records import FEATURES
+from faast_sklearn.features.readers import in_order
+from faast_sklearn.persistence.arrays import Labels
+from faast_sklearn.persistence.fields import Integer
 from faast_sklearn.persistence.saving import Persistent
 
 __all__ = ["BackboneFeatures"]
@@ -67,7 +69,13 @@ class BackboneFeatures(
     (2, 3)
     """
 
-    _saved_state = FEATURES
+    _saved_state: ClassVar = {
+        "n_features_out_": Integer(1),
+        "_n_features_out": Integer(1),
+        "n_features_in_": Integer(1),
+        "_n_features": Integer(1),
+        "feature_names_in_": Labels(sorted=False),
+    }
 
     def __init__(
         self, backbone, *, normalize=False, batch_size="auto", device=None, dtype="auto", cache=None, verbose=0
@@ -96,12 +104,16 @@ class BackboneFeatures(
         """
         with changing(self):
             self._check_params()
-            source = self._open_source(reset=True)
-            samples = None if X is None else source.samples(X)
-            if samples is None and source.n_features is None:
-                raise InputError("pass samples to fit: a module in memory shows how many features it gives by running.")
-            self.n_features_out_ = self._n_features_out = source.probe(samples)
-            self.device_ = str(source.device)
+            with self._reader(X, "features", {}) as reader:
+                samples = None if X is None else reader.samples(X)
+                if samples is None and reader.n_features is None:
+                    raise InputError(
+                        "pass samples to fit: a module in memory shows how many features it gives by running."
+                    )
+                width = reader.probe(samples)
+            for name in FACTS:
+                self.__dict__.pop(name, None)
+            self.__dict__.update(reader.facts, n_features_out_=width, _n_features_out=width)
         return self
 
     def transform(self, X):
@@ -147,7 +159,7 @@ class BackboneFeatures(
         known = self
         if "n_features_out_" not in self.__dict__:
             known = copy.copy(self)
-            known._n_features_out = known._open_source(reset=True).n_features
+            known._n_features_out = known._reader(None, "", {}).n_features
             if known._n_features_out is None:
                 raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
         # Names of what is no table of numbers are those of columns of images or texts.
@@ -155,15 +167,12 @@ class BackboneFeatures(
 
     def _features(self, X):
         self._check_params()
-        source = self._open_source(reset=False)
-        samples = source.samples(X)
-        dtype = np.float64 if source.backbone.dtype == torch.float64 else np.float32
-        out = np.empty((len(samples), self.n_features_out_), dtype)
-        with self._report(samples, "features") as report, closing(source.stream(samples, report)) as stream:
-            for indices, features in stream:
-                rows = unit_rows(features) if self.normalize else features
-                out[indices] = rows.to(torch.float64 if dtype == np.float64 else torch.float32).cpu().numpy()
-        return out
+        with self._reader(X, "features", self._facts(), normalize=self.normalize) as reader:
+            samples = reader.samples(X)
+            dtype = torch.float64 if reader.backbone.dtype == torch.float64 else torch.float32
+            # On the host batch by batch: all of the rows are more than a device may hold.
+            rows = ((positions, part.to(dtype).cpu().numpy()) for positions, part in reader.stream(samples))
+            return in_order(rows, len(samples))
 
     def _restore_state(self, attributes):
         super()._restore_state({**attributes, "device_": "cpu"})

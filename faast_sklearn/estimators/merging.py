@@ -1,17 +1,17 @@
 """One estimator from several that learnt different samples: on shards, machines or days."""
 
 import copy
+import functools
+import operator
 from collections.abc import Mapping
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.errors import InputError
+from faast_sklearn.estimators.base import RUN_PARAMETERS
 
 __all__ = ["merge"]
-
-# Parameters that say how to run, not what is learnt.
-_HOW = ("batch_size", "device", "dtype", "cache", "verbose")
 
 
 def merge(estimators):
@@ -51,12 +51,13 @@ def merge(estimators):
     if not estimators:
         raise InputError("there is nothing to merge; pass at least one fitted estimator.")
     first = estimators[0]
+    known = []
     for i, other in enumerate(estimators):
         check_is_fitted(other)
-        other._refuse_changes()
+        known.append(other._known())
         _refuse_different(first, other, i)
     merged = copy.deepcopy(first)
-    merged._adopt(estimators)
+    merged._publish(functools.reduce(operator.add, known))
     return merged
 
 
@@ -65,7 +66,7 @@ def _refuse_different(first, other, i):
         raise InputError(f"estimators[{i}] is a {type(other).__name__} and the first a {type(first).__name__}.")
     mine, yours = first.get_params(deep=False), other.get_params(deep=False)
     for name, value in mine.items():
-        if name not in _HOW and not _same(value, yours[name]):
+        if name not in RUN_PARAMETERS and not _same(value, yours[name]):
             raise InputError(f"estimators[{i}] has {name}={yours[name]!r} and the first {value!r}; they must be equal.")
     widths = [getattr(estimator, "n_features_in_", None) for estimator in (first, other)]
     if widths[0] != widths[1]:

@@ -5,6 +5,7 @@ import functools
 import operator
 import warnings
 from contextlib import closing, contextmanager
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -12,21 +13,23 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from faast_sklearn.backbones import as_handle
-from faast_sklearn.errors import FaastError, ForgetError, InputError, NotFittedWarning
-from faast_sklearn.estimators.base import FrozenBackboneMixin
+from faast_sklearn.errors import FaastError, InputError, NotFittedWarning
+from faast_sklearn.estimators.base import LearningMixin
+from faast_sklearn.estimators.statistics import Statistics
 from faast_sklearn.estimators.turns import changing
 from faast_sklearn.features.loop import stream_features
+from faast_sklearn.features.readers import in_order
 from faast_sklearn.inputs.samples import as_samples
 from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens, refuse_other_targets
-from faast_sklearn.language.compiling import Learnt, check_settings
 from faast_sklearn.language.export import save_folded
-from faast_sklearn.language.fast_weights import FastWeights
+from faast_sklearn.language.fast_weight_lm import FastWeightLM
 from faast_sklearn.language.generation import Generator
 from faast_sklearn.language.learning import Learner, LikelihoodScorer
+from faast_sklearn.language.problem import WeightProblem, check_settings
 from faast_sklearn.language.prompts import Prompts, targets_of
 from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
+from faast_sklearn.persistence.fields import Integer
 from faast_sklearn.persistence.not_saved import NotSaved
-from faast_sklearn.persistence.records import LANGUAGE
 from faast_sklearn.persistence.saving import Persistent
 
 __all__ = ["FaastSeq2Seq"]
@@ -34,7 +37,7 @@ __all__ = ["FaastSeq2Seq"]
 _SCORINGS = (*TEXT_SCORINGS, "negative_perplexity")
 
 
-class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
+class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     """Language model that learns a text-to-text task in one forward pass, without gradients.
 
     The frozen model reads each prompt with its answer once. From its hidden states and the tokens that came next,
@@ -126,7 +129,12 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
     array(['bad'], dtype=object)
     """
 
-    _saved_state = LANGUAGE
+    # What files hold; devices and modules never go in.
+    _saved_state: ClassVar = {
+        "_problem": WeightProblem.record(),
+        "n_samples_seen_": Integer(),
+        "n_tokens_seen_": Integer(),
+    }
     _decides_statistics = ("backbone", "dtype", "target", "learn_from", "template")
 
     def __init__(
@@ -226,15 +234,7 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         InputError, NonFiniteError
             As in :meth:`fit`. The estimator is then as it was before the call.
         """
-        check_is_fitted(self)
-        self._check_params(partial=True)
-        with changing(self):
-            lm = self._open()
-            exchanges = self._exchanges(lm, X, y)
-            self._refuse_changes()
-            known = self._known_moments()
-            self._publish(_taken_away(known, self._moments_of(lm, exchanges, "forget")))
-        return self
+        return self._unlearn(X, y)
 
     def refine(self, X, y=None):
         """Read the same texts again, for one more step from the model that the fast weights gave.
@@ -262,23 +262,24 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         check_is_fitted(self)
         self._check_params()
         with changing(self):
-            lm = self._open()
-            if self.target != "residual" or lm.readouts is not None:
+            lm = self._fast_weight_lm()
+            self._refuse_changes()
+            if lm.target != "residual":
                 raise ValueError(
                     "refine takes further steps on the loss, which needs target='residual' and a model without "
                     "memories of its own."
                 )
-            self._refuse_changes()
-            learnt = self._current()
+            before, among = self._current(), self._among(lm.model)
             # The tokens that say how far to step were in no step before.
-            base = self._learnt_from(lm, learnt.moments, learnt.settings["base"], hold_out=True).compiled(lm).weights
-            moments = self._moments_of(lm, self._exchanges(lm, X, y), "refine", base)
-            if not _same_texts(moments, learnt.moments):
+            first = lm.problem_of(before.moments, among=among, base=before.settings["base"], hold_out=True)
+            base = first.solved(lm.model).weights
+            moments = self._moments_of(lm, self._exchanges(lm.model, X, y), "refine", base)
+            if not moments.same_texts(before.moments):
                 raise InputError(
-                    f"refine reads again what was learnt, {learnt.moments.n_samples} samples; these are other texts. "
+                    f"refine reads again what was learnt, {before.moments.n_samples} samples; these are other texts. "
                     "Add texts with partial_fit first."
                 )
-            self._publish(moments, base)
+            self.__dict__.update(self._state_of_problem(lm.problem_of(moments, among=among, base=base)))
         return self
 
     def predict(self, X):
@@ -297,20 +298,14 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             scores, choices = self._choice_scores(X)
             return _strings(choices)[scores.argmax(1)]
         self._check_params()
-        lm = self._open()
-        prompts = Prompts(lm, self.template)
-        runner = Generator(
-            lm,
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-            stop_ids=prompts.stop_ids,
+        lm = self._fast_weight_lm()
+        prompts = Prompts(lm.model, self.template)
+        writing = Generator(
+            lm.model, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, stop_ids=prompts.stop_ids
         )
-        questions = prompts.questions(X, room=runner.room)
-        answers = np.empty(len(questions), dtype=object)
-        with self._weights(lm).attached(lm, private=True):
-            for indices, texts in self._stream(runner, questions, "predict"):
-                answers[indices] = texts
-        return answers
+        questions = prompts.questions(X, room=writing.room)
+        with self._told_if_frozen(lm).attached(private=True):
+            return in_order(self._stream(writing, questions, "predict"), len(questions))
 
     def choice_log_probabilities(self, X):
         """Return how likely each of ``choices`` is as the whole answer to each source.
@@ -400,9 +395,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             is the frozen model's to the bit. What ``torch.compile`` made of it runs uncompiled. Afterwards, also after
             an exception, it is the frozen model again.
         """
-        lm = self._open()
-        with self._weights(lm).attached(lm):
-            yield lm.module
+        with self._told_if_frozen(self._fast_weight_lm()).attached() as module:
+            yield module
 
     def save_folded(self, folder):
         """Write a plain transformers checkpoint, model and tokenizer, with the fast weights in its output matrix.
@@ -418,8 +412,8 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         BackboneError
             If the fast weights do not act on the output matrix (``target="embedding"``, published checkpoints).
         """
-        lm = self._open()
-        save_folded(lm, self._current().compiled(lm).weights, folder)
+        lm = self._open_as_saved()
+        save_folded(lm, self._current().solved(lm).weights, folder)
 
     @property
     def alpha_(self):
@@ -446,31 +440,90 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
         """Negative log-likelihood a held-out token."""
         return self._solution().held_out_loss
 
-    def _learn(self, X, y, *, reset, partial=False):
-        self._check_params(partial)
-        with changing(self):
-            reset = reset or "moments_" not in self.__dict__
-            if reset:
-                self._forget_saved_backbone()
-            lm = self._open()
-            exchanges = self._exchanges(lm, X, y)
-            if not reset:
-                self._refuse_changes()
-                known = self._known_moments()
-            moments = self._moments_of(lm, exchanges, "partial_fit" if partial else "fit")
-            if not partial:  # a stream may begin with texts without a token to learn as well as go on with them
-                self._refuse_nothing(moments)
-            if not reset:
-                moments = known + moments
-            self.device_ = str(lm.device)
-            self._publish(moments)
-        return self
-
     def _open_backbone(self):
         return as_handle(self.backbone).open_language_model(self.device, self.dtype)
 
-    def _open(self):
-        return self._open_as_saved()
+    def _fast_weight_lm(self):
+        """Return the open model with what was learnt, or with nothing."""
+        lm = self._frozen_lm(self._open_as_saved())
+        if self.__sklearn_is_fitted__():
+            lm.problem = self._current()
+        return lm
+
+    def _frozen_lm(self, opened):
+        return FastWeightLM(
+            opened, target=self.target, solver=self.solver, alpha=self.alpha, memory_weight=self.memory_weight
+        )
+
+    def _told_if_frozen(self, lm):
+        """Return it; warn if nothing has been learnt."""
+        if lm.problem is None:
+            warnings.warn(
+                f"This {type(self).__name__} has not learnt anything yet, so this is the frozen model; call fit or "
+                "partial_fit first.",
+                NotFittedWarning,
+                stacklevel=4,
+            )
+        return lm
+
+    def _read(self, X, y, sample_weight, what, facts, stream):
+        """Return the statistics of texts; nothing of this estimator is changed."""
+        if sample_weight is not None:
+            raise InputError("texts have no sample_weight; repeat those that should count more.")
+        lm = self._frozen_lm(self._open_as_saved() if facts else self._open_backbone())
+        moments = self._moments_of(lm, self._exchanges(lm.model, X, y), what)
+        return Statistics(moments, {"device_": str(lm.device)})
+
+    def _moments_of(self, lm, exchanges, what, base=None):
+        learner = Learner(lm.model, lm.target, self.learn_from, base)
+        with closing(self._stream(learner, exchanges, what)) as stream:
+            return functools.reduce(operator.add, (seen.moments for _, seen in stream))
+
+    def _exchanges(self, lm, X, y, learnt=True):
+        prompts = Prompts(lm, self.template)
+        if y is not None and self.choices is not None and learnt:
+            refuse_other_targets(targets_of(y), self.choices)
+        exchanges = prompts.texts(X) if y is None else prompts.pairs(X, y)
+        if not len(exchanges):
+            raise InputError("X is empty; pass at least one text.")
+        return exchanges
+
+    def _stream(self, passes, exchanges, what):
+        # The report counts from the exchanges, whose lengths are those before truncation.
+        with (
+            self._report(exchanges, what) as report,
+            closing(stream_features(passes, exchanges, batch_size=self.batch_size, report=report)) as stream,
+        ):
+            yield from stream
+
+    def _among(self, lm):
+        """Return the tokens in which choices differ, sorted; None without choices."""
+        if self.choices is None:
+            return None
+        return tuple(sorted(deciding_tokens(Prompts(lm, self.template), self.choices))) or None
+
+    def _known(self, *, opened=False):
+        if opened:
+            Prompts(self._open_as_saved(), self.template)  # what is wrong by itself is said first
+        if self._problem.settings["base"] is not None:
+            raise InputError(
+                f"this {type(self).__name__} was refined, so that nothing can be added to what it learnt or taken from "
+                "it; fit it to all texts, then refine."
+            )
+        return super()._known()
+
+    def _state_of(self, statistics):
+        lm = self._frozen_lm(self._open_backbone())
+        return self._state_of_problem(lm.problem_of(statistics.moments, among=self._among(lm.model)))
+
+    def _state_of_problem(self, problem):
+        moments = problem.moments
+        counts = {"n_samples_seen_": moments.n_samples, "n_tokens_seen_": round(moments.output.n_tokens)}
+        return {"_problem": problem, "moments_": moments, **counts}
+
+    def _refuse_nothing(self, statistics):
+        if not statistics.moments.output.n_tokens:
+            raise InputError("the texts have no token that could be learnt: all are a single token.")
 
     def _ready_to_save(self, moments):
         try:
@@ -482,159 +535,43 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
                 raise
 
     def _restore_state(self, attributes):
-        super()._restore_state(
-            {
-                **attributes,
-                "moments_": attributes["_learnt"].moments,
-                "device_": "cpu",
-                "_learnt_with": self._settings_of_statistics(),
-            }
-        )
-
-    def _target(self, lm):
-        return "embedding" if lm.readouts is not None else self.target
-
-    def _exchanges(self, lm, X, y, learnt=True):
-        prompts = Prompts(lm, self.template)
-        if y is not None and self.choices is not None and learnt:
-            refuse_other_targets(targets_of(y), self.choices)
-        exchanges = prompts.texts(X) if y is None else prompts.pairs(X, y)
-        if not len(exchanges):
-            raise InputError("X is empty; pass at least one text.")
-        return exchanges
-
-    def _stream(self, runner, exchanges, description):
-        # The report counts from the exchanges, whose lengths are those before truncation.
-        with (
-            self._report(exchanges, description) as report,
-            closing(stream_features(runner, exchanges, batch_size=self.batch_size, report=report)) as stream,
-        ):
-            yield from stream
-
-    def _moments_of(self, lm, exchanges, description, base=None):
-        """Stream texts into moments; nothing of this estimator is changed."""
-        learner = Learner(lm, self._target(lm), self.learn_from, base)
-        moments = None
-        for _, seen in self._stream(learner, exchanges, description):
-            moments = seen.moments if moments is None else moments + seen.moments
-        return moments
-
-    def _among(self, lm):
-        """Return the tokens in which choices differ, sorted; None without choices."""
-        if self.choices is None:
-            return None
-        return tuple(sorted(deciding_tokens(Prompts(lm, self.template), self.choices))) or None
-
-    def _learnt_from(self, lm, moments, base, hold_out=False):
-        return Learnt(
-            moments,
-            target=self._target(lm),
-            solver=self.solver,
-            alpha=self.alpha,
-            memory_weight=self.memory_weight,
-            among=self._among(lm),
-            base=base,
-            hold_out=hold_out,
-        )
-
-    def _publish(self, moments, base=None):
-        """Make new moments current, as the last step of a change."""
-        learnt = self._learnt_from(self._open(), moments, base)
-        self.__dict__.update(
-            moments_=moments,
-            n_samples_seen_=moments.n_samples,
-            n_tokens_seen_=round(moments.output.n_tokens),
-            _learnt=learnt,
-            _learnt_with=self._settings_of_statistics(),
-        )
-
-    def _adopt(self, estimators):
-        """Make the sum of what several have learnt current."""
-        self._check_params(partial=True)
-        self._adopt_moments(functools.reduce(operator.add, [e._known_moments() for e in estimators]))
-
-    def _adopt_moments(self, moments, declared=()):
-        """Make moments from elsewhere current; texts declare no classes."""
-        self._publish(moments)
-
-    def _known_moments(self):
-        """Return all that was learnt, for more to be added to or taken from."""
-        if self._learnt.settings.get("base") is not None:
-            raise InputError(
-                f"this {type(self).__name__} was refined, so that nothing can be added to what it learnt or taken from "
-                "it; fit it to all texts, then refine."
-            )
-        return self.moments_
-
-    def _moments_of_part(self, X, y, sample_weight, reset):
-        """Return the moments of some of the texts, for whoever adds them up; nothing becomes current."""
-        if sample_weight is not None:
-            raise InputError("texts have no sample_weight; repeat those that should count more.")
-        lm = self._open()
-        self.device_ = str(lm.device)
-        return self._moments_of(lm, self._exchanges(lm, X, y), "fit")
-
-    def _refuse_nothing(self, moments):
-        if not moments.output.n_tokens:
-            raise InputError("the texts have no token that could be learnt: all are a single token.")
+        super()._restore_state({**attributes, "moments_": attributes["_problem"].moments})
 
     def _without_moments(self):
         """Return a copy that predicts as this one and is as small as what it takes to predict."""
-        current = self._current()
-        nothing = NotSaved(self.n_samples_seen_)
-        solved = current.compiled(self._open())
         twin = copy.copy(self)
-        twin.moments_, twin._learnt = nothing, Learnt(nothing, **current.settings)
-        twin._learnt._solved = solved
+        twin._problem = self._current().without_moments(self._open_as_saved())
+        twin.moments_ = twin._problem.moments
         return twin
 
     def _current(self):
-        if "_learnt" not in self.__dict__:
-            raise NotFittedError(
-                f"This {type(self).__name__} instance is not fitted yet. Call 'fit' or 'partial_fit' first."
-            )
-        if not isinstance(self.moments_, NotSaved) and not self.moments_.output.n_tokens:
+        problem = super()._current()
+        if not isinstance(problem.moments, NotSaved) and not problem.moments.output.n_tokens:
             raise NotFittedError(
                 "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
             )
         self._refuse_changes("backbone")
-        return self._learnt
+        return problem
 
     def _solution(self):
-        return self._current().compiled(self._open())
-
-    def _weights(self, lm):
-        """Return the fast weights; before anything was learnt none, with a warning."""
-        if not self.__sklearn_is_fitted__():
-            warnings.warn(
-                f"This {type(self).__name__} has not learnt anything yet, so this is the frozen model; call fit or "
-                "partial_fit first.",
-                NotFittedWarning,
-                stacklevel=4,
-            )
-            return FastWeights("residual", None)
-        return self._current().compiled(lm).weights
+        return self._current().solved(self._open_as_saved())
 
     def _choice_scores(self, X):
         self._check_params()
-        lm = self._open()
-        prompts = Prompts(lm, self.template)
-        runner = ChoiceScorer(lm, prompts, self.choices)
-        questions = prompts.questions(X, room=runner.room)
-        scores = np.empty((len(questions), runner.n_features))
-        with self._weights(lm).attached(lm, private=True):
-            for indices, found in self._stream(runner, questions, "predict"):
-                scores[indices] = found.cpu().numpy()
-        return scores, runner.choices
+        lm = self._fast_weight_lm()
+        scoring = ChoiceScorer(lm.model, Prompts(lm.model, self.template), self.choices)
+        questions = scoring.prompts.questions(X, room=scoring.room)
+        with self._told_if_frozen(lm).attached(private=True):
+            scores = in_order(self._stream(scoring, questions, "predict"), len(questions))
+        return scores.double().cpu().numpy(), scoring.choices
 
     def _likelihood(self, X, y):
         self._check_params()
-        lm = self._open()
-        scorer = LikelihoodScorer(lm, self._weights(lm), self.learn_from)
-        total = np.zeros(3)
-        for _, found in self._stream(scorer, self._exchanges(lm, X, y, learnt=False), "score"):
-            total += found.double().sum(0).cpu().numpy()
-        return total
+        lm = self._fast_weight_lm()
+        scorer = LikelihoodScorer(lm.model, self._told_if_frozen(lm).weights, self.learn_from)
+        exchanges = self._exchanges(lm.model, X, y, learnt=False)
+        found = in_order(self._stream(scorer, exchanges, "score"), len(exchanges))
+        return found.double().sum(0).cpu().numpy()
 
     def _check_params(self, partial=False):
         check_settings(target=self.target, solver=self.solver, alpha=self.alpha, memory_weight=self.memory_weight)
@@ -642,9 +579,6 @@ class FaastSeq2Seq(Persistent, FrozenBackboneMixin, BaseEstimator):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-
-    def __sklearn_is_fitted__(self):
-        return "_learnt" in self.__dict__
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -658,22 +592,3 @@ def _strings(texts):
     out = np.empty(len(texts), dtype=object)
     out[:] = texts
     return out
-
-
-def _same_texts(one, other):
-    """Whether moments are of the same texts, as far as they can tell."""
-    counts = [(m.n_samples, round(m.output.n_tokens), [s.digest for s in m.reserve.samples]) for m in (one, other)]
-    return counts[0] == counts[1]
-
-
-def _taken_away(learnt, removed):
-    """Return ``learnt − removed``; raise ForgetError if ``removed`` cannot be a part of ``learnt``."""
-    if removed.n_samples > learnt.n_samples or removed.output.n_tokens > learnt.output.n_tokens + 0.5:
-        raise ForgetError(
-            f"asked to forget {removed.n_samples} samples of {int(removed.output.n_tokens)} tokens, but only "
-            f"{learnt.n_samples} of {int(learnt.output.n_tokens)} were learnt."
-        )
-    unknown = learnt.reserve.missing(removed.reserve)
-    if unknown:
-        raise ForgetError(f"{unknown} of these samples, or more, were never learnt as they are.")
-    return learnt - removed

@@ -6,7 +6,6 @@ at once (module ``faast_sklearn.few_shot.episodes``); any other classifier is fi
 
 import inspect
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +16,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
-from faast_sklearn.backbones.device import moments_device
 from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.classifier import FaastClassifier
+from faast_sklearn.estimators.evaluation import Evaluation
 from faast_sklearn.estimators.features import BackboneFeatures
 from faast_sklearn.few_shot.episodes import Episodes, sample_episodes, solve_episodes
 from faast_sklearn.inputs.labels import check_labels, named_weights
@@ -149,15 +148,15 @@ def _scores(estimator, X, y, episodes, n_jobs):
     if isinstance(estimator, Pipeline) and len(estimator) == 1:
         estimator = estimator[0]
     if isinstance(estimator, FaastClassifier):
+        evaluation = Evaluation(estimator, partial=False)
         if _is_plain(estimator):
-            estimator._check_params(partial=False)
             settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "normalize", "fit_intercept")}
-            return solve_episodes(_features(clone(estimator), X), episodes, **settings)
-        if estimator.backbone is not None and estimator._has_values():
+            return solve_episodes(_unscaled(estimator, X), episodes, **settings)
+        if estimator.backbone is not None and evaluation.uses_values():
             # Class names and the scale of logits are the backbone's, so it must stay; a cache sees each sample once.
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)
         elif estimator.backbone is not None:
-            X, estimator = _features(clone(estimator), X), clone(estimator).set_params(backbone=None, cache=None)
+            X, estimator = _unscaled(estimator, X), clone(estimator).set_params(backbone=None, cache=None)
         if isinstance(estimator.class_weight, Mapping):  # an episode has some of the classes
             weights = named_weights(estimator.class_weight, np.unique(y))
             estimator = clone(estimator).set_params(class_weight=weights)
@@ -178,20 +177,9 @@ def _is_plain(estimator):
     )
 
 
-def _features(estimator, X):
-    """Return the features (n, d) of samples: an array or a tensor, on the device where statistics are kept."""
-    source = estimator._open_source(reset=True)
-    samples = source.samples(X)
-    if estimator.backbone is None:
-        device = moments_device(source.device)
-        return samples if device.type == "cpu" else torch.as_tensor(samples, device=device)
-    features = None
-    with estimator._report(samples, "features") as report, closing(source.stream(samples, report)) as stream:
-        for indices, part in stream:
-            if features is None:
-                features = part.new_empty((len(samples), part.shape[1]))
-            features[torch.as_tensor(indices, device=part.device)] = part
-    return features
+def _unscaled(estimator, X):
+    """Return the features of samples as the backbone gives them: whoever solves the episodes scales them."""
+    return Evaluation(clone(estimator).set_params(normalize=False), partial=False).all_features(X)
 
 
 def _fit_and_score(estimator, X, y, support, query):

@@ -7,8 +7,9 @@ import torch
 from faast_sklearn.backbones import as_handle, backbone
 from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError
-from faast_sklearn.language.compiling import Learnt, check_settings
+from faast_sklearn.language.fast_weights import FastWeights
 from faast_sklearn.language.learning import observe
+from faast_sklearn.language.problem import WeightProblem, check_settings
 from faast_sklearn.language.reserve import digest
 
 __all__ = ["FastWeightLM"]
@@ -125,14 +126,18 @@ class FastWeightLM:
         return self.model.device
 
     @property
+    def moments(self):
+        """What was learnt; None before anything was."""
+        return None if self.problem is None else self.problem.moments
+
+    @property
     def n_tokens(self):
         """Number of tokens learnt."""
         return 0 if self.moments is None else int(self.moments.output.n_tokens)
 
     def reset_projection(self):
         """Forget everything."""
-        self.moments = None
-        self._learnt = None
+        self.problem = None
 
     def learn(self, input_ids, attention_mask=None, labels=None, **inputs):
         """Learn which token follows which hidden state.
@@ -180,22 +185,43 @@ class FastWeightLM:
         seen = observe(self.model, inputs, where.to(device), targets.to(device), digests, target=self.target)
         if not bool(seen.finite.all()):
             raise InputError(f"hidden states are not finite in {self.model.dtype}; try dtype='float32'.")
-        self.moments = seen.moments if self.moments is None else self.moments + seen.moments
-        self._learnt = Learnt(self.moments, target=self.target, **self._settings)
+        self.problem = self.problem_of(seen.moments if self.moments is None else self.moments + seen.moments)
         return self
 
-    def compiled(self):
+    def problem_of(self, moments, **more):
+        """Return the problem that moments pose under the settings of this model; nothing is solved yet.
+
+        Parameters
+        ----------
+        moments : LanguageMoments
+        **more
+            ``among``, ``base`` and ``hold_out`` of :func:`~faast_sklearn.language.problem.solve_weights`.
+
+        Returns
+        -------
+        WeightProblem
+        """
+        return WeightProblem(moments, target=self.target, **self._settings, **more)
+
+    def solved(self):
         """Return the solved fast weights with what was chosen; None if nothing has been learnt."""
-        return None if self._learnt is None else self._learnt.compiled(self.model)
+        return None if self.problem is None else self.problem.solved(self.model)
+
+    @property
+    def weights(self):
+        """The fast weights; those of the frozen model if nothing has been learnt."""
+        return FastWeights("residual", None) if self.problem is None else self.solved().weights
 
     @contextmanager
-    def attached(self):
-        """Put the fast weights on the transformers model for the time of a block, and yield it."""
-        compiled = self.compiled()
-        if compiled is None:
-            yield self.model.module
-            return
-        with compiled.weights.attached(self.model):
+    def attached(self, *, private=False):
+        """Put the fast weights on the transformers model for the time of a block, and yield it.
+
+        Parameters
+        ----------
+        private : bool, default=False
+            For passes of the library itself alone, which other threads do not see.
+        """
+        with self.weights.attached(self.model, private=private):
             yield self.model.module
 
     def generate(self, *args, **kwargs):

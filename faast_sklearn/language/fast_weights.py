@@ -3,18 +3,25 @@
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
 from faast_sklearn.backbones.base import uncompiled
 from faast_sklearn.errors import BackboneError
 from faast_sklearn.language.hooks import hooked
+from faast_sklearn.persistence.arrays import Array
+from faast_sklearn.persistence.fields import Integer, Listed, Maybe, OneOf
+from faast_sklearn.persistence.state import Stateful
 
 __all__ = ["FastWeights", "Middle"]
 
 
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True, eq=False)
-class Middle:
+class Middle(Stateful):
     """A memory in front of a block of a published checkpoint.
 
     Parameters
@@ -28,9 +35,11 @@ class Middle:
     layer: int
     update: torch.Tensor
 
+    _state: ClassVar = {"layer": Integer(), "update": Array("dd", _FLOATS)}
+
 
 @dataclass(frozen=True, eq=False)
-class FastWeights:
+class FastWeights(Stateful):
     """Solved memories, ready to be put on a language model.
 
     Every one is a linear update of a hidden state, ``h ← h + h U``: the output memory of Bao et al.,
@@ -55,6 +64,13 @@ class FastWeights:
     reader: torch.Tensor | None = None
     shift: torch.Tensor | None = None
     middle: tuple = ()
+    _state: ClassVar = {
+        "target": OneOf("residual", "embedding"),
+        "update": Maybe(Array("dd", _FLOATS)),
+        "reader": Maybe(Array("dk", _FLOATS)),
+        "shift": Maybe(Array("kv", _FLOATS)),
+        "middle": Listed(Middle.record()),
+    }
     _carried: threading.local = field(default_factory=threading.local, repr=False)
 
     def fits(self, lm):
@@ -73,12 +89,6 @@ class FastWeights:
     def _tensors(self):
         own = (self.update, self.reader, self.shift, *(m.update for m in self.middle))
         return [tensor for tensor in own if tensor is not None]
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_carried"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, _carried=threading.local())
 
     def plus(self, other):
         """Return weights that do what both do, of the same target and without middle memories."""

@@ -1,14 +1,21 @@
 """What is known of learnt tokens: immutable float64 statistics, exact under ``+`` and ``−``, of a size without N."""
 
-import numpy as np
+from typing import ClassVar
+
 import torch
 
+from faast_sklearn.errors import ForgetError, InputError
 from faast_sklearn.language.reserve import Reserve
+from faast_sklearn.moments.cross_moments import CrossMoments
+from faast_sklearn.moments.scatter import Scatter
+from faast_sklearn.persistence.arrays import Array
+from faast_sklearn.persistence.fields import Integer, Listed, Maybe, Number
+from faast_sklearn.persistence.state import Stateful
 
 __all__ = ["LanguageMoments", "TokenMoments"]
 
 
-class TokenMoments:
+class TokenMoments(Stateful):
     """Statistics of keys, the tokens that came next, and what the frozen model expected instead.
 
     Parameters
@@ -26,6 +33,14 @@ class TokenMoments:
     """
 
     __slots__ = ("counts", "curvature", "expected", "loss", "memory", "probability")
+    _state: ClassVar = {
+        "memory": CrossMoments.record(),
+        "expected": Maybe(Scatter.record()),
+        "counts": Maybe(Array("v")),
+        "probability": Maybe(Array("v")),
+        "curvature": Maybe(Array("v")),
+        "loss": Number(),
+    }
 
     def __init__(self, memory, expected=None, counts=None, probability=None, curvature=None, loss=0.0):
         self.memory = memory
@@ -67,17 +82,14 @@ class TokenMoments:
         parts = (self.memory, self.expected, self.counts, self.probability, self.curvature)
         return TokenMoments(*(None if part is None else part.to(device) for part in parts), self.loss)
 
-    def __getstate__(self):
-        vectors = [None if v is None else v.cpu().numpy() for v in (self.counts, self.probability, self.curvature)]
-        return (self.memory, self.expected, vectors, self.loss)
-
-    def __setstate__(self, state):
-        memory, expected, vectors, loss = state
-        vectors = [None if v is None else torch.from_numpy(np.array(v)) for v in vectors]
-        self.__init__(memory, expected, *vectors, loss)
+    def summed(self, ranks):
+        """Return the sum of all ranks' statistics; see :meth:`~faast_sklearn.moments.scatter.Scatter.summed`."""
+        expected = None if self.expected is None else self.expected.summed(ranks)
+        vectors = [None if v is None else ranks.sum(v) for v in (self.counts, self.probability, self.curvature)]
+        return TokenMoments(self.memory.summed(ranks), expected, *vectors, ranks.sum_number(self.loss))
 
 
-class LanguageMoments:
+class LanguageMoments(Stateful):
     """Everything that was learnt: output memory, middle memories of published checkpoints, and the reserve.
 
     Parameters
@@ -90,6 +102,12 @@ class LanguageMoments:
     """
 
     __slots__ = ("middle", "n_samples", "output", "reserve")
+    _state: ClassVar = {
+        "output": TokenMoments.record(),
+        "middle": Listed(CrossMoments.record()),
+        "reserve": Reserve.record(),
+        "n_samples": Integer(),
+    }
 
     def __init__(self, output, middle=(), reserve=None, n_samples=0):
         self.output = output
@@ -116,11 +134,62 @@ class LanguageMoments:
         middle = [part.to(device) for part in self.middle]
         return LanguageMoments(self.output.to(device), middle, self.reserve.to(device), self.n_samples)
 
-    def __getstate__(self):
-        return (self.output, self.middle, self.reserve, self.n_samples)
+    def without(self, removed):
+        """Return ``self − removed``; raise ForgetError if ``removed`` cannot be a part of what was learnt."""
+        if removed.n_samples > self.n_samples or removed.output.n_tokens > self.output.n_tokens + 0.5:
+            raise ForgetError(
+                f"asked to forget {removed.n_samples} samples of {int(removed.output.n_tokens)} tokens, but only "
+                f"{self.n_samples} of {int(self.output.n_tokens)} were learnt."
+            )
+        unknown = self.reserve.missing(removed.reserve)
+        if unknown:
+            raise ForgetError(f"{unknown} of these samples, or more, were never learnt as they are.")
+        return self - removed
 
-    def __setstate__(self, state):
-        self.__init__(*state)
+    def same_texts(self, other):
+        """Whether both are of the same texts, as far as they can tell."""
+        one, two = (
+            (m.n_samples, round(m.output.n_tokens), [s.digest for s in m.reserve.samples]) for m in (self, other)
+        )
+        return one == two
+
+    def outline(self):
+        """Return what every rank must know before moments are summed across ranks."""
+        output = self.output
+        return _Outline(
+            tuple(output.memory.cross.shape),
+            None if output.expected is None else output.expected.n_features,
+            None if output.counts is None else len(output.counts),
+            [tuple(part.cross.shape) for part in self.middle],
+        )
 
     def __repr__(self):
         return f"LanguageMoments(n_samples={self.n_samples}, n_tokens={int(self.output.n_tokens)})"
+
+
+class _Outline:
+    """Widths of the moments of a language model; None where there is no such part."""
+
+    def __init__(self, memory, expected, vocabulary, middle):
+        self.memory, self.expected, self.vocabulary, self.middle = memory, expected, vocabulary, middle
+
+    def __add__(self, other):
+        if vars(self) != vars(other):
+            raise InputError("ranks have learnt from other language models, or to other targets; make them equal.")
+        return self
+
+    def summed(self, ranks, moments):
+        """Return the sum of all ranks' moments, given this rank's own or None."""
+        moments = self._empty() if moments is None else moments
+        output = moments.output.summed(ranks)
+        middle = [part.summed(ranks) for part in moments.middle]
+        reserve = moments.reserve.summed(ranks, self.memory[0])
+        return LanguageMoments(output, middle, reserve, int(ranks.each(moments.n_samples).sum()))
+
+    def _empty(self):
+        vectors = [None] * 3
+        if self.vocabulary is not None:
+            vectors = [torch.zeros(self.vocabulary, dtype=torch.float64) for _ in vectors]
+        expected = None if self.expected is None else Scatter.empty(self.expected)
+        output = TokenMoments(CrossMoments.empty(*self.memory), expected, *vectors)
+        return LanguageMoments(output, [CrossMoments.empty(*shape) for shape in self.middle])

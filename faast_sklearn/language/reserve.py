@@ -2,9 +2,15 @@
 
 import hashlib
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import torch
+
+from faast_sklearn.persistence.arrays import Stacked
+from faast_sklearn.persistence.fields import Listed, Raw
+from faast_sklearn.persistence.state import Stateful, require
 
 __all__ = ["Reserve", "Sample", "digest"]
 
@@ -48,7 +54,7 @@ def digest(*rows):
     return hashed.digest()
 
 
-class Reserve:
+class Reserve(Stateful):
     """Samples of least digest, at most 1,024 tokens of them; of few data all.
 
     Which samples are kept depends on which were learnt and not on their order or split, so a reserve is merged
@@ -73,6 +79,12 @@ class Reserve:
     """
 
     __slots__ = ("bound", "samples")
+    _state: ClassVar = {
+        "keys": Stacked("td", (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+        "targets": Stacked("t", (torch.int64,)),
+        "digests": Listed(Raw()),
+        "bound": Raw(),
+    }
 
     def __init__(self, samples=(), bound=_NEVER):
         self.samples = tuple(samples)
@@ -183,11 +195,41 @@ class Reserve:
             lacking += sample.digest < self.bound and mine[sample.digest] < 0
         return lacking
 
-    def __getstate__(self):
-        samples = [(s.digest, s.keys.float().cpu().numpy(), s.targets.cpu().numpy()) for s in self.samples]
-        return (samples, self.bound)
+    def _stated(self):
+        return SimpleNamespace(
+            keys=tuple(s.keys for s in self.samples),
+            targets=tuple(s.targets for s in self.samples),
+            digests=tuple(s.digest for s in self.samples),
+            bound=self.bound,
+        )
 
-    def __setstate__(self, state):
-        samples, bound = state
-        rows = [Sample(d, torch.from_numpy(np.array(k)), torch.from_numpy(np.array(t))) for d, k, t in samples]
-        self.__init__(rows, bound)
+    @classmethod
+    def _from_state(cls, keys, targets, digests, bound):
+        require(len(keys) == len(targets) == len(digests), "the reserve has not as many keys as targets and digests")
+        samples = [Sample(*parts) for parts in zip(digests, keys, targets, strict=True)]
+        require(all(len(s.keys) == len(s.targets) for s in samples), "a sample has not as many keys as targets")
+        require(list(digests) == sorted(digests), "the reserve is not sorted")
+        return cls(samples, bound)
+
+    def summed(self, ranks, width):
+        """Return the reserve of all ranks' samples; each sends those of its own, at most 1,024 tokens.
+
+        Parameters
+        ----------
+        ranks : Ranks
+        width : int
+            Of the keys; a rank may have none.
+        """
+        told = ranks.gathered(lambda: ([(s.digest, len(s.targets)) for s in self.samples], self.bound))
+        keys, targets = torch.zeros((0, width)), torch.zeros(0, dtype=torch.int64)
+        if self.samples:
+            # float32 holds what narrower types do, and is what all ranks can agree on.
+            keys = torch.cat([s.keys.float() for s in self.samples])
+            targets = torch.cat([s.targets for s in self.samples])
+        keys, targets = ranks.joined(keys), ranks.joined(targets)
+        digests = [digest for some, _ in told for digest, _ in some]
+        lengths = [length for some, _ in told for _, length in some]
+        parts = zip(digests, keys.split(lengths), targets.split(lengths), strict=True) if lengths else ()
+        kept = Reserve.of([Sample(*part) for part in parts], min(bound for _, bound in told))
+        # Views would keep all that is not.
+        return Reserve([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)

@@ -5,13 +5,17 @@ Everything that the solvers and readouts need follows from them; the examples th
 """
 
 import threading
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
 import torch
 
+from faast_sklearn.errors import ForgetError
 from faast_sklearn.inputs.labels import union_of_labels
 from faast_sklearn.moments.scatter import PENDING_ROWS, Scatter, add_crossproduct, host, mirror
+from faast_sklearn.persistence.arrays import Array, Labels
+from faast_sklearn.persistence.state import Stateful, require
 
 __all__ = ["ClassMoments"]
 
@@ -81,7 +85,7 @@ class _Kept:
             return self._made[key]
 
 
-class ClassMoments:
+class ClassMoments(Stateful):
     """Scatter of the features together with weight, number of rows and mean of each class.
 
     One row per class is all that any target code needs: with centred class sums ``S = diag(n)(M − μ)`` the
@@ -119,6 +123,14 @@ class ClassMoments:
     """
 
     __slots__ = ("_kept", "_means", "classes", "counts", "mean_weights", "rows", "scatter")
+    _state: ClassVar = {
+        "classes": Labels(),
+        "counts": Array("c", numpy=True, least=0),
+        "rows": Array("c", (torch.int64,), numpy=True, least=0),
+        "mean_weights": Array("c", numpy=True, least=0),
+        "means": Array("cd", numpy=True),
+        "scatter": Scatter.record(),
+    }
 
     def __init__(self, classes, counts, rows, mean_weights, means, scatter):
         self.classes = classes
@@ -297,8 +309,9 @@ class ClassMoments:
         return means * torch.as_tensor(self.counts, device=means.device)[:, None]
 
     def keep(self):
-        """Keep from now on what :meth:`once` makes; for moments that are solved again and again."""
+        """Keep from now on what :meth:`once` makes, for moments that are solved again and again; return them."""
         self._kept = _Kept()
+        return self
 
     @property
     def keeps(self):
@@ -357,12 +370,64 @@ class ClassMoments:
         scatter = a.scatter - b.scatter if rows.any() else Scatter.empty(a.n_features, a.scatter.device)
         return ClassMoments(a.classes, counts, rows, mean_weights, means, scatter)._compact()
 
-    def __getstate__(self):
-        return (self.classes, self.counts, self.rows, self.mean_weights, self.means, self.scatter)
+    def without(self, removed):
+        """Return ``self − removed``; raise ForgetError if ``removed`` cannot be a part of what was learnt."""
+        unknown = np.setdiff1d(removed.classes, self.classes)
+        if len(unknown):
+            raise ForgetError(
+                f"y has labels that were never learnt: {unknown[:5].tolist()}; known are {self.classes[:10].tolist()}."
+            )
+        at = np.searchsorted(self.classes, removed.classes)
+        excess = (removed.rows > self.rows[at]) | (removed.counts > self.counts[at] * (1 + 1e-9))
+        if excess.any():
+            k = int(np.flatnonzero(excess)[0])
+            raise ForgetError(
+                f"asked to forget {removed.rows[k]} samples of weight {removed.counts[k]:g} of class "
+                f"{removed.classes[k]!r}, but only {self.rows[at[k]]} of weight {self.counts[at[k]]:g} were learnt."
+            )
+        left = self - removed
+        before, after = self.scatter.variances(), left.scatter.variances()
+        if bool((after < -1e-8 * before).any()):
+            raise ForgetError("these samples were never learnt: taking them away leaves a negative variance.")
+        return left
 
-    def __setstate__(self, state):
-        *labelled, means, scatter = state
-        self.__init__(*labelled, torch.from_numpy(np.array(means)), scatter)
+    def outline(self):
+        """Return what every rank must know before moments are summed across ranks."""
+        return _Outline(self.n_features, self.classes)
+
+    def _summed(self, ranks, classes):
+        mine = self.reindexed(classes)
+        scatter = mine.scatter.summed(ranks)
+        counts = torch.as_tensor(mine.counts, device=scatter.device)
+        sums = ranks.sum(mine.class_sums(centred=False) - counts[:, None] * scatter.mean)
+        own, counts = counts, ranks.sum(counts)
+        whole = torch.where(counts > 0, counts, 1.0)
+        mean_weights = ranks.sum(torch.as_tensor(mine.mean_weights, device=scatter.device) * (own / whole))
+        means = scatter.mean + sums / whole[:, None]
+        rows = ranks.sum(torch.as_tensor(mine.rows))
+        counts, mean_weights = counts.cpu().numpy(), mean_weights.cpu().numpy()
+        return ClassMoments(classes, counts, rows.numpy(), mean_weights, means, scatter)._compact()
+
+    @classmethod
+    def _from_state(cls, classes, counts, rows, mean_weights, means, scatter):
+        require(scatter.n_features == means.shape[1], "class means and scatter have other numbers of features")
+        require(bool((mean_weights > 0).all()), "mean weights are not positive")
+        return cls(classes, counts, rows, mean_weights, torch.from_numpy(np.array(means)), scatter)
 
     def __repr__(self):
         return f"ClassMoments(n_rows={self.n_rows}, n_features={self.n_features}, n_classes={len(self.classes)})"
+
+
+class _Outline:
+    """Width and labels of moments; ``+`` is the outline of both together."""
+
+    def __init__(self, n_features, classes):
+        self.n_features, self.classes = n_features, classes
+
+    def __add__(self, other):
+        return _Outline(self.n_features, union_of_labels(self.classes, other.classes))
+
+    def summed(self, ranks, moments):
+        """Return the sum of all ranks' moments, given this rank's own or None."""
+        moments = ClassMoments.empty(self.n_features) if moments is None else moments
+        return moments._summed(ranks, self.classes)

@@ -1,14 +1,18 @@
 """Sufficient statistics of keys and the vectors that they should be associated with, exact under ``+`` and ``−``."""
 
-import numpy as np
+from typing import ClassVar
+
 import torch
 
 from faast_sklearn.moments.scatter import Scatter
+from faast_sklearn.persistence.arrays import Array
+from faast_sklearn.persistence.fields import Number
+from faast_sklearn.persistence.state import Stateful, require
 
 __all__ = ["CrossMoments"]
 
 
-class CrossMoments:
+class CrossMoments(Stateful):
     """Scatter of keys together with their product with values, both about the origin.
 
     What :class:`~faast_sklearn.moments.ClassMoments` is to labels, this is to value vectors that are as many as there
@@ -36,6 +40,7 @@ class CrossMoments:
     """
 
     __slots__ = ("cross", "keys", "power")
+    _state: ClassVar = {"keys": Scatter.record(), "cross": Array("dm"), "power": Number()}
 
     def __init__(self, keys, cross, power):
         self.keys = keys
@@ -62,6 +67,11 @@ class CrossMoments:
         K, V = K.to(torch.float64), V.to(torch.float64)
         return cls(Scatter.from_rows(K), K.T @ V, V.square().sum())
 
+    @classmethod
+    def _from_state(cls, keys, cross, power):
+        require(keys.n_features == len(cross), "keys and their product with values have other numbers of features")
+        return cls(keys, cross, power)
+
     @property
     def weight(self):
         """Number of rows."""
@@ -83,9 +93,7 @@ class CrossMoments:
         other = other.to(self.cross.device)
         return CrossMoments(self.keys - other.keys, self.cross - other.cross, self.power - other.power)
 
-    def __getstate__(self):
-        return (self.keys, self.cross.cpu().numpy(), self.power)
-
-    def __setstate__(self, state):
-        keys, cross, power = state
-        self.__init__(keys, torch.from_numpy(np.array(cross)), power)
+    def summed(self, ranks):
+        """Return the sum of all ranks' moments; see :meth:`Scatter.summed`."""
+        power = ranks.sum_number(self.power)
+        return CrossMoments(self.keys.summed(ranks), ranks.sum(self.cross), power)

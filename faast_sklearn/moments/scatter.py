@@ -8,10 +8,15 @@ the order and the split of the rows.
 """
 
 import itertools
+from typing import ClassVar
 
 import numpy as np
 import scipy.linalg.blas
 import torch
+
+from faast_sklearn.persistence.arrays import Array, Stacked
+from faast_sklearn.persistence.fields import Maybe, Number
+from faast_sklearn.persistence.state import Stateful
 
 __all__ = ["PENDING_ROWS", "Scatter", "add_crossproduct", "host", "mirror"]
 
@@ -54,7 +59,7 @@ def mirror(total):
     return total
 
 
-class Scatter:
+class Scatter(Stateful):
     """Weight, mean and centred second moment of rows.
 
     The scatter matrix ``T = Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`` is kept as ``dense + Σ FᵀF`` with at most 2048 pending
@@ -73,6 +78,12 @@ class Scatter:
     """
 
     __slots__ = ("_dense", "_factors", "mean", "weight")
+    _state: ClassVar = {
+        "weight": Number(0),
+        "mean": Array("d"),
+        "dense": Maybe(Array("dd", symmetric=True)),
+        "factors": Stacked("rd"),
+    }
 
     def __init__(self, weight, mean, dense=None, factors=()):
         self.weight = float(weight)
@@ -249,20 +260,29 @@ class Scatter:
             [f * root for f in self._factors],
         )
 
-    def __getstate__(self):
-        # CPU arrays only, so that what was learnt on a GPU loads anywhere.
-        return {
-            "weight": self.weight,
-            "mean": self.mean.cpu().numpy(),
-            "dense": None if self._dense is None else self._dense.cpu().numpy(),
-            "factors": [f.cpu().numpy() for f in self._factors],
-        }
+    def summed(self, ranks):
+        """Return the sum of all ranks' scatters, the same to the bit on each.
 
-    def __setstate__(self, state):
-        dense = state["dense"]
-        self.__init__(
-            state["weight"],
-            torch.from_numpy(np.array(state["mean"])),
-            None if dense is None else torch.from_numpy(np.array(dense)),
-            [torch.from_numpy(np.array(f)) for f in state["factors"]],
-        )
+        About the mean of all: each rank adds how far its own mean is from that, as Chan's update does.
+
+        Parameters
+        ----------
+        ranks : Ranks
+            See :mod:`faast_sklearn.moments.ranks`.
+        """
+        weight = ranks.sum_number(self.weight)
+        if not weight:
+            return self
+        mean = ranks.sum(self.mean * (self.weight / weight))
+        rows = self.factor_rows()
+        if self.weight:
+            between = (self.mean - mean) * self.weight**0.5
+            rows = torch.cat([rows, between[None]])
+        pending, factored = ranks.each(len(rows), self.is_factored).T
+        if factored.all() and pending.sum() <= max(PENDING_ROWS, self.n_features):
+            return Scatter(weight, mean, None, (ranks.joined(rows),))
+        dense = self.matrix()
+        if self.weight:
+            dense += torch.outer(between, between)
+        # Two entries across the diagonal may have been added up in another order.
+        return Scatter(weight, mean, mirror(ranks.sum(dense)))

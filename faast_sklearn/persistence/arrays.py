@@ -76,6 +76,16 @@ class Array(Field):
             start += i + 1
         return square
 
+    def to_host(self, value):
+        """Return an ndarray; of what NumPy does not know in float32, which holds it."""
+        if self.numpy:
+            return value
+        return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+
+    def from_host(self, value):
+        """Return a tensor, or with ``numpy`` the ndarray."""
+        return value if self.numpy else torch.from_numpy(np.array(value))
+
     def lengths(self, value):
         """Yield the letter and the length of each axis."""
         return zip(self.shape, value.shape, strict=True)
@@ -109,6 +119,14 @@ class Stacked(Field):
         if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(whole):
             raise source.wrong(f"has {len(whole)} rows, which are not those of its parts")
         return torch.split(whole, lengths)
+
+    def to_host(self, value):
+        """Return ndarrays."""
+        return tuple(map(self.whole.to_host, value))
+
+    def from_host(self, value):
+        """Return tensors."""
+        return tuple(map(self.whole.from_host, value))
 
     def lengths(self, value):
         """Yield the letter and the length of each axis but the first."""

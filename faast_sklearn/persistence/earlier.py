@@ -46,9 +46,9 @@ def as_of_today(kind, node):
             "again with True or False."
         )
     parameters = {name: value for name, value in parameters.items() if name not in gone}
-    if kind == "FaastClassifier" and state is not None:
+    if state is not None:
         try:
-            state = _one_feature_map(state)
+            state = {"FaastClassifier": _one_feature_map, "FaastSeq2Seq": _as_problem}[kind](state)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SavedFileError(f"the saved file is not valid: its state is no earlier one ({error!r}).") from error
     return {**node, "parameters": parameters, "state": state}
@@ -57,7 +57,7 @@ def as_of_today(kind, node):
 def _one_feature_map(state):
     """Take moments out of the mapping of feature maps that they were kept in; each held one."""
     state = {name: value for name, value in state.items() if name != "n_passes_"}
-    compiled = dict(state["_compiled"])
+    compiled = state.pop("_compiled")
     settings = {name: value for name, value in compiled["settings"].items() if name != "expansion"}
     learnt, fitted = compiled["learnt"], compiled["fitted"]
     used = None if fitted is None else fitted["map"]
@@ -66,4 +66,11 @@ def _one_feature_map(state):
     if fitted is not None:
         fitted = {name: value for name, value in fitted.items() if name != "map"}
     settings["unit_rows"] = used["normalize"]
-    return {**state, "_compiled": {**compiled, "settings": settings, "learnt": learnt, "fitted": fitted}}
+    problem = {"classes": compiled["classes"], "settings": settings, "values": compiled["values"]}
+    state["_problem"] = {**problem, "moments": learnt, "solved": fitted}
+    return state
+
+
+def _as_problem(state):
+    """Call by its name of today what was learnt with its settings."""
+    return {"_problem" if name == "_learnt" else name: value for name, value in state.items()}

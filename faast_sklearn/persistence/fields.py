@@ -35,6 +35,14 @@ class Field:
         """Return the value, or raise SavedFileError."""
         raise NotImplementedError
 
+    def to_host(self, value):
+        """Return the value as a pickle has it: without a device."""
+        return value
+
+    def from_host(self, value):
+        """Return the value that ``to_host`` gave."""
+        return value
+
 
 class Number(Field):
     """A float of at least ``least``; infinite only if ``infinite``."""
@@ -140,6 +148,14 @@ class Maybe(Field):
         """Read it."""
         return None if node is None else self.field.unpack(node, source)
 
+    def to_host(self, value):
+        """Return None or what the field makes of it."""
+        return None if value is None else self.field.to_host(value)
+
+    def from_host(self, value):
+        """Return None or what the field makes of it."""
+        return None if value is None else self.field.from_host(value)
+
 
 class Raw(Field):
     """Bytes, in hexadecimal."""
@@ -179,6 +195,14 @@ class Listed(Field):
             with source.at(i):
                 values.append(self.field.unpack(one, source))
         return tuple(values)
+
+    def to_host(self, value):
+        """Return what the field makes of each."""
+        return tuple(map(self.field.to_host, value))
+
+    def from_host(self, value):
+        """Return what the field makes of each."""
+        return tuple(map(self.field.from_host, value))
 
 
 class Options(Field):
@@ -221,12 +245,14 @@ class Record(Field):
     def pack(self, value, out):
         """Write the parts."""
         packed = {}
-        value = value if self.view is None else self.view(value)
-        for name, field in self.parts.items():
+        for name, part in self.parts_of(value if self.view is None else self.view(value)).items():
             with out.at(name):
-                part = getattr(value, name) if hasattr(value, name) else getattr(value, f"_{name}")
-                packed[name] = field.pack(part, out)
+                packed[name] = self.parts[name].pack(part, out)
         return packed
+
+    def parts_of(self, view):
+        """Return the parts of an object by name."""
+        return {n: getattr(view, n) if hasattr(view, n) else getattr(view, f"_{n}") for n in self.parts}
 
     def unpack(self, node, source):
         """Read the parts, hold their shapes against one another, and make the object."""

@@ -1,8 +1,9 @@
 """What stands where moments were that a file does not hold."""
 
 from faast_sklearn.errors import SavedFileError
+from faast_sklearn.persistence.fields import Field, Integer
 
-__all__ = ["NotSaved"]
+__all__ = ["NotSaved", "OrNotSaved"]
 
 
 class NotSaved:
@@ -33,3 +34,32 @@ class NotSaved:
 
     def __repr__(self):
         return f"NotSaved(n_samples={self.n_samples})"
+
+
+class OrNotSaved(Field):
+    """Moments, or the number of samples where a file leaves them out.
+
+    Parameters
+    ----------
+    field : Field
+        Of the moments.
+    count : callable
+        Returns the number of samples of moments.
+    """
+
+    def __init__(self, field, count):
+        self.field, self.count = field, count
+
+    def pack(self, value, out):
+        """Write the moments, or their number of samples."""
+        if isinstance(value, NotSaved):
+            return {"n_samples": value.n_samples}
+        n_samples = self.count(value)
+        # Where nothing was learnt there is nothing to leave out, and no weights to stand for it.
+        return self.field.pack(value, out) if out.moments or not n_samples else {"n_samples": n_samples}
+
+    def unpack(self, node, source):
+        """Read them."""
+        if isinstance(node, dict) and node.keys() == {"n_samples"}:
+            return NotSaved(Integer().unpack(node["n_samples"], source))
+        return self.field.unpack(node, source)

@@ -4,12 +4,16 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from faast_sklearn.errors import InputError
 from faast_sklearn.features.normalize import unit_rows
+from faast_sklearn.persistence.arrays import Array
+from faast_sklearn.persistence.fields import Number
+from faast_sklearn.persistence.state import Stateful
 
 __all__ = ["ClassValues", "check_values", "class_values"]
 
@@ -24,7 +28,7 @@ _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class ClassValues:
+class ClassValues(Stateful):
     """One vector for each class.
 
     Parameters
@@ -37,6 +41,8 @@ class ClassValues:
 
     vectors: np.ndarray
     logit_scale: float
+
+    _state: ClassVar = {"vectors": Array("cm", numpy=True), "logit_scale": Number()}
 
 
 def check_values(values):

@@ -13,11 +13,15 @@ probabilities of a model that learnt in pieces are those of one that learnt at o
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import scipy.special
 import torch
 
+from faast_sklearn.persistence.arrays import Array
+from faast_sklearn.persistence.fields import Maybe, Number
+from faast_sklearn.persistence.state import Stateful
 from faast_sklearn.readout.calibration import log_shares, temperature
 from faast_sklearn.readout.discriminant import Between
 from faast_sklearn.solvers.closed_form import residual_share
@@ -31,7 +35,7 @@ _FEW_ROWS = 256
 
 
 @dataclass(frozen=True)
-class LinearReadout:
+class LinearReadout(Stateful):
     """Scores ``x ↦ coef x + intercept`` and probabilities ``softmax(temperature · scores)``.
 
     Parameters
@@ -50,6 +54,14 @@ class LinearReadout:
     temperature: float = 1.0
     left_out: np.ndarray | None = None
     inflation: float = 1.0
+
+    _state: ClassVar = {
+        "coef": Array("cd", numpy=True),
+        "intercept": Array("c", numpy=True, finite=False),
+        "temperature": Number(0),
+        "left_out": Maybe(Array("kk", numpy=True)),
+        "inflation": Number(0),
+    }
 
     def __post_init__(self):
         # The last digit of a product depends on how its factors lie in memory; one that was saved and loaded must not.

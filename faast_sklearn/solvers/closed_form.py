@@ -15,10 +15,14 @@ arrays of shape ``(...)`` with them.
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
+from faast_sklearn.persistence.arrays import Array
+from faast_sklearn.persistence.fields import Number, OneOf
+from faast_sklearn.persistence.state import Stateful
 from faast_sklearn.solvers.condition import LEAST_SPREAD, condition_estimate, safe_condition
 
 __all__ = [
@@ -85,7 +89,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Solution:
+class Solution(Stateful):
     """Fast weights and what is known about the fit.
 
     Parameters
@@ -109,12 +113,13 @@ class Solution:
     method: str
     condition: float
 
-    def __getstate__(self):
-        # On the host and without torch, so that it loads anywhere.
-        return {**self.__dict__, "weights": self.weights.cpu().numpy()}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, weights=torch.from_numpy(np.array(state["weights"])))
+    _state: ClassVar = {
+        "weights": Array("dm"),
+        "df": Number(),
+        "alpha": Number(0),
+        "method": OneOf("cholesky", "eigh"),
+        "condition": Number(1),
+    }
 
 
 def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):

@@ -1,10 +1,12 @@
-"""What was learnt, compiled: alpha and strengths chosen on held-out tokens, then solved with all of them."""
+"""Moments and settings as one problem: alpha and strengths chosen on held-out tokens, then solved with all of them."""
 
 import functools
 import numbers
 import operator
 import threading
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +19,7 @@ from faast_sklearn.language.calibration import (
     losses_before,
 )
 from faast_sklearn.language.fast_weights import FastWeights, Middle
+from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.observing import TARGETS, token_moments
 from faast_sklearn.language.solving import (
     ALPHAS,
@@ -26,9 +29,12 @@ from faast_sklearn.language.solving import (
     key_spectrum,
     residual_directions,
 )
+from faast_sklearn.persistence.fields import Boolean, Integer, Listed, Maybe, Number, OneOf
+from faast_sklearn.persistence.not_saved import NotSaved, OrNotSaved
+from faast_sklearn.persistence.state import Stateful, require
 from faast_sklearn.solvers.condition import warn_if_ill_conditioned
 
-__all__ = ["Compiled", "Learnt", "check_settings", "compile_weights"]
+__all__ = ["SolvedWeights", "WeightProblem", "check_settings", "solve_weights"]
 
 # Strengths of step and shift at memory_weight=1.
 _UNIT = (1.0, 0.75)
@@ -39,7 +45,7 @@ _TRIAL_TOKENS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Compiled:
+class SolvedWeights(Stateful):
     """Fast weights and how they came about.
 
     Parameters
@@ -64,9 +70,18 @@ class Compiled:
     held_out_loss: float | None = None
     condition: float | None = None
 
+    _state: ClassVar = {
+        "weights": FastWeights.record(),
+        "alpha": Number(0),
+        "memory_weight": Number(),
+        "shift_weight": Number(),
+        "held_out_loss": Maybe(Number()),
+        "condition": Maybe(Number(1)),
+    }
+
 
 def check_settings(*, target, solver, alpha, memory_weight):
-    """Raise ValueError for a setting that :func:`compile_weights` does not know."""
+    """Raise ValueError for a setting that :func:`solve_weights` does not know."""
     for name, value, allowed in (("target", target, TARGETS), ("solver", solver, ("ridge", "pinv"))):
         if not (isinstance(value, str) and value in allowed):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
@@ -76,7 +91,7 @@ def check_settings(*, target, solver, alpha, memory_weight):
             raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
 
 
-def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False):
+def solve_weights(lm, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False):
     """Solve for fast weights.
 
     Held-out tokens come from the reserve. Up to four folds of it are left out of the statistics in turn, where it is
@@ -100,10 +115,10 @@ def compile_weights(lm, moments, *, target, solver, alpha, memory_weight, among=
 
     Returns
     -------
-    Compiled
+    SolvedWeights
     """
     if memory_weight == 0:
-        return Compiled(FastWeights(target, None), 0.0 if alpha == "auto" else float(alpha), 0.0)
+        return SolvedWeights(FastWeights(target, None), 0.0 if alpha == "auto" else float(alpha), 0.0)
     if lm.readouts is not None:
         return _published(lm, moments, alpha, memory_weight)
     if target == "embedding":
@@ -158,7 +173,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
         weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))
     if base is not None:
         weights = base.plus(weights)
-    return Compiled(weights, float(alpha), float(first), float(second), loss, condition)
+    return SolvedWeights(weights, float(alpha), float(first), float(second), loss, condition)
 
 
 def _warn(condition, memory, solver, alpha):
@@ -182,10 +197,10 @@ def _embedding(lm, moments, solver, alpha, memory_weight, among):
         ]
         memory_weight, loss = interpolation_weight(lm, held) if held else (0.9, None)
     if memory_weight == 0:
-        return Compiled(FastWeights("embedding", None), solution.alpha, 0.0, 0.0, loss)
+        return SolvedWeights(FastWeights("embedding", None), solution.alpha, 0.0, 0.0, loss)
     _warn(solution.condition, moments.output.memory, solver, solution.alpha)
     weights = _interpolating(lm, solution, memory_weight)
-    return Compiled(weights, solution.alpha, float(memory_weight), 0.0, loss, solution.condition)
+    return SolvedWeights(weights, solution.alpha, float(memory_weight), 0.0, loss, solution.condition)
 
 
 def _published(lm, moments, alpha, memory_weight):
@@ -200,7 +215,7 @@ def _published(lm, moments, alpha, memory_weight):
     weights = _interpolating(lm, solution, weight)
     weights = FastWeights("embedding", weights.update, middle=tuple(middle))
     _warn(solution.condition, moments.output.memory, "pinv", alpha)
-    return Compiled(weights, float(alpha), float(weight), condition=solution.condition)
+    return SolvedWeights(weights, float(alpha), float(weight), condition=solution.condition)
 
 
 def _interpolating(lm, solution, weight):
@@ -238,7 +253,7 @@ def _sum(moments):
     return functools.reduce(operator.add, moments)
 
 
-class Learnt:
+class WeightProblem(Stateful):
     """Moments and the settings that go with them, solved when first asked, once, under a lock.
 
     Immutable but for the solution; pickles without a device.
@@ -246,34 +261,52 @@ class Learnt:
     Parameters
     ----------
     moments : LanguageMoments
-    target, solver, alpha, memory_weight
-        As in :func:`compile_weights`.
+    target, solver, alpha, memory_weight, among, base, hold_out
+        As in :func:`solve_weights`.
+    solved : SolvedWeights, optional
     """
 
-    def __init__(self, moments, **settings):
+    _state: ClassVar = {
+        "moments": OrNotSaved(LanguageMoments.record(), lambda moments: moments.n_samples),
+        "solved": Maybe(SolvedWeights.record()),
+        "target": OneOf(*TARGETS),
+        "solver": OneOf("ridge", "pinv"),
+        "alpha": OneOf("auto", fields=(Number(0),)),
+        "memory_weight": OneOf("auto", fields=(Number(0),)),
+        "among": Maybe(Listed(Integer())),
+        "base": Maybe(FastWeights.record()),
+        "hold_out": Boolean(),
+    }
+
+    def __init__(
+        self, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False, solved=None
+    ):
         self.moments = moments
-        self.settings = settings
-        self._solved = None
+        self.settings = {"target": target, "solver": solver, "alpha": alpha, "memory_weight": memory_weight}
+        self.settings |= {"among": among, "base": base, "hold_out": hold_out}
+        self._solved = solved
         self._lock = threading.Lock()
 
-    def compiled(self, lm):
+    def solved(self, lm):
         """Return the fast weights, on the device and in the dtype of the language model."""
         with self._lock:
             if self._solved is None:
-                self._solved = compile_weights(lm, self.moments, **self.settings)
+                self._solved = solve_weights(lm, self.moments, **self.settings)
             elif not self._solved.weights.fits(lm):
                 self._solved = replace(self._solved, weights=self._solved.weights.to(lm.device, lm.dtype))
             return self._solved
 
-    def __getstate__(self):
-        solved = self._solved
-        if solved is not None:
-            solved = replace(solved, weights=solved.weights.to("cpu", None))
-        return (self.moments, self.settings, solved)
+    def without_moments(self, lm):
+        """Return the same, solved and as small as what it takes to predict."""
+        return WeightProblem(NotSaved(self.moments.n_samples), **self.settings, solved=self.solved(lm))
 
-    def __setstate__(self, state):
-        self.moments, self.settings, self._solved = state
-        self._lock = threading.Lock()
+    def _stated(self):
+        return SimpleNamespace(moments=self.moments, solved=self._solved, **self.settings)
+
+    @classmethod
+    def _from_state(cls, moments, solved, **settings):
+        require(solved is not None or not isinstance(moments, NotSaved), "there are neither moments nor weights")
+        return cls(moments, solved=solved, **settings)
 
     def __deepcopy__(self, memo):
         return self  # nothing in it changes after the solve

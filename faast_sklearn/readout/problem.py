@@ -1,24 +1,31 @@
-"""Moments and parameters, solved when first asked: what predictions are made from."""
+"""Moments and parameters as one problem, solved when first asked: what predictions are made from."""
 
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.moments.class_moments import ClassMoments
+from faast_sklearn.persistence.arrays import Labels
+from faast_sklearn.persistence.fields import Boolean, Maybe, Number, OneOf
+from faast_sklearn.persistence.not_saved import NotSaved, OrNotSaved
+from faast_sklearn.persistence.state import Stateful, require
+from faast_sklearn.readout.class_vectors import ClassValues
 from faast_sklearn.readout.linear import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.readout.novelty import ClassDirections
 from faast_sklearn.readout.zero_shot import choose_prior_strength, mixed_readout, value_readout, zero_shot_readout
 from faast_sklearn.solvers.closed_form import Solution, fast_weights
 from faast_sklearn.solvers.condition import warn_if_ill_conditioned
 
-__all__ = ["Compiled", "Fitted", "Settings"]
+__all__ = ["ReadoutProblem", "Settings", "SolvedReadout"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Stateful):
     """The parameters of an estimator that the solve depends on; ``unit_rows``: moments are of rows of unit length."""
 
     solver: str = "ridge"
@@ -27,14 +34,21 @@ class Settings:
     unit_rows: bool = False
     prior_strength: float | str = 0.0
 
+    _state: ClassVar = {
+        "solver": OneOf("ridge", "pinv"),
+        "alpha": OneOf("auto", fields=(Number(0),)),
+        "intercept": Boolean(),
+        "unit_rows": Boolean(),
+        "prior_strength": OneOf("auto", fields=(Number(0),)),
+    }
+
 
 @dataclass(frozen=True)
-class Fitted:
+class SolvedReadout(Stateful):
     """The outcome of a solve.
 
     Parameters
     ----------
-    moments : ClassMoments
     solution : Solution or None
         None without examples.
     readout : LinearReadout
@@ -43,20 +57,25 @@ class Fitted:
         The one that was used.
     """
 
-    moments: ClassMoments
     solution: Solution | None
     readout: LinearReadout
     prior_strength: float
 
+    _state: ClassVar = {
+        "solution": Maybe(Solution.record()),
+        "readout": LinearReadout.record(),
+        "prior_strength": Number(0, infinite=True),
+    }
 
-class Compiled:
+
+class ReadoutProblem(Stateful):
     """What an estimator has learnt and the parameters that go with it, solved once, under a lock.
 
     An estimator replaces it as a whole, so that threads that predict see one consistent state.
 
     Parameters
     ----------
-    learnt : ClassMoments
+    moments : ClassMoments
     classes : ndarray of shape (c,)
         Sorted; those of the moments and more that were declared.
     settings : Settings
@@ -64,24 +83,32 @@ class Compiled:
         Of ``classes``; None for one-hot codes.
     """
 
-    def __init__(self, learnt, classes, settings, values=None):
-        self.learnt, self.classes = learnt, classes
-        self.settings, self._values = settings, values
-        self._fitted = self._directions = None
+    _state: ClassVar = {
+        "classes": Labels(),
+        "settings": Settings.record(),
+        "values": Maybe(ClassValues.record()),
+        "moments": OrNotSaved(ClassMoments.record(), lambda moments: moments.n_rows),
+        "solved": Maybe(SolvedReadout.record()),
+    }
+
+    def __init__(self, moments, classes, settings, values=None, solved=None):
+        self.moments, self.classes = moments, classes
+        self.settings, self.values = settings, values
+        self._solved, self._directions = solved, None
         self._lock = threading.Lock()
 
     @property
-    def fitted(self):
+    def solved(self):
         """The outcome of the solve."""
         with self._lock:
-            if self._fitted is None:
-                self._fitted = self._solve()
-            return self._fitted
+            if self._solved is None:
+                self._solved = self._solve()
+            return self._solved
 
     @property
     def n_features(self):
         """Number of features d."""
-        return self.learnt.n_features if self._fitted is None else self._fitted.readout.coef.shape[1]
+        return self.moments.n_features if self._solved is None else self._solved.readout.coef.shape[1]
 
     def mapped(self, features):
         """Return features as they were learnt: themselves, or at unit length."""
@@ -90,29 +117,35 @@ class Compiled:
     @property
     def directions(self):
         """The class directions that novelty is measured against."""
-        fitted = self.fitted
-        if len(fitted.moments.classes) < 2:
+        solution = self.solved.solution
+        if len(self.moments.classes) < 2:
             raise NotFittedError(
                 "novelty is measured against the means of two classes or more; learn examples of them."
             )
         with self._lock:
             if self._directions is None:
                 ridge = self.settings.solver == "ridge"
-                self._directions = ClassDirections(fitted.moments, fitted.solution.alpha if ridge else None)
+                self._directions = ClassDirections(self.moments, solution.alpha if ridge else None)
             return self._directions
 
-    def refitted(self, learnt, settings):
-        """Return what other moments and settings give, for the same classes and values."""
-        return Compiled(learnt, self.classes, settings, self._values)
+    def with_moments(self, moments, settings):
+        """Return the problem of other moments and settings, for the same classes and values."""
+        return ReadoutProblem(moments, self.classes, settings, self.values)
+
+    def without_moments(self):
+        """Return the same, solved and as small as what it takes to predict."""
+        solved = SolvedReadout(None, self.solved.readout, self.solved.prior_strength)
+        nothing = NotSaved(self.moments.n_samples if isinstance(self.moments, NotSaved) else self.moments.n_rows)
+        return ReadoutProblem(nothing, self.classes, self.settings, self.values, solved)
 
     def _solve(self):
-        moments, settings, values = self.learnt, self.settings, self._values
+        moments, settings, values = self.moments, self.settings, self.values
         if not moments.n_rows:
             if values is None:
                 raise NotFittedError(
                     "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
                 )
-            return Fitted(moments, None, zero_shot_readout(values, moments.n_features), np.inf)
+            return SolvedReadout(None, zero_shot_readout(values, moments.n_features), np.inf)
         solution = fast_weights(moments, solver=settings.solver, alpha=settings.alpha, intercept=settings.intercept)
         warn_if_ill_conditioned(
             solution.condition,
@@ -133,13 +166,13 @@ class Compiled:
         else:
             learned = score_readout(solution, moments, settings.intercept)
         if values is None:
-            return Fitted(moments, solution, self._spread(learned, moments.classes), 0.0)
+            return SolvedReadout(solution, self._spread(learned, moments.classes), 0.0)
         shares = discriminant and settings.prior_strength != 0.0
         strength = settings.prior_strength
         if strength == "auto":
             strength = choose_prior_strength(learned, moments, values, seen, shares)
         readout = mixed_readout(learned, moments, values, seen, strength, shares)
-        return Fitted(moments, solution, readout, float(strength))
+        return SolvedReadout(solution, readout, float(strength))
 
     def _spread(self, readout, seen):
         """Give classes that were declared but never seen a score of minus infinity."""
@@ -151,12 +184,24 @@ class Compiled:
         coef[at], intercept[at] = readout.coef, readout.intercept
         return LinearReadout(coef, intercept, readout.temperature)
 
-    def __getstate__(self):
-        # A factor as large as the moments, and as quick to make again.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_directions")}
+    # Directions are as large as the moments and as quick to make again, so that no file or pickle holds them.
+    def _stated(self):
+        parts = {name: getattr(self, name) for name in ("classes", "settings", "values", "moments")}
+        return SimpleNamespace(**parts, solved=self._solved)
 
-    def __setstate__(self, state):
-        self.__dict__.update(state, _directions=None, _lock=threading.Lock())
+    @classmethod
+    def _from_state(cls, classes, settings, values, moments, solved):
+        left_out = isinstance(moments, NotSaved)
+        require(left_out or np.isin(moments.classes, classes).all(), "moments have classes that are not listed")
+        require(values is None or len(values.vectors) == len(classes), "there are not as many values as classes")
+        require(solved is not None or not left_out, "there are neither moments nor weights")
+        if solved is not None:
+            require(len(solved.readout.coef) == len(classes), "weights and classes are not of one number")
+        if solved is not None and not left_out:
+            width, solution = moments.n_features, solved.solution
+            require(solved.readout.coef.shape[1] == width, "weights and moments have other numbers of features")
+            require(solution is None or len(solution.weights) == width, "the solution is of another width")
+        return cls(moments, classes, settings, values, solved)
 
     def __deepcopy__(self, memo):
         return self  # nothing in it changes after the solve

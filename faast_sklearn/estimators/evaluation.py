@@ -1,0 +1,69 @@
+"""A classifier as it is evaluated many times at the cost of one pass: its features, moments and problem."""
+
+import torch
+from sklearn.base import clone
+
+from faast_sklearn.backbones.device import moments_device
+from faast_sklearn.estimators.statistics import Statistics
+from faast_sklearn.features.labelled import labelled_samples
+from faast_sklearn.features.readers import in_order
+from faast_sklearn.moments.collect import collect_folds
+
+__all__ = ["Evaluation"]
+
+
+class Evaluation:
+    """Reads samples as an estimator would, without changing it.
+
+    Parameters
+    ----------
+    estimator : FaastClassifier
+    partial : bool, default=True
+        Whether rows are to be taken away again, which not all settings allow.
+
+    Raises
+    ------
+    ValueError
+        If a parameter of the estimator is bad.
+    """
+
+    def __init__(self, estimator, *, partial=True):
+        self._estimator = clone(estimator)
+        self._estimator._check_params(partial=partial)
+        self._facts = {}
+
+    def moments_of_folds(self, X, y, sample_weight, fold_of, n_folds):
+        """Return the ClassMoments of each fold, from one pass over labelled samples; see ``alpha_path``."""
+        how = {"class_weight": self._estimator.class_weight}
+        with self._reader(X) as reader:
+            (labelled,) = labelled_samples(reader, X, y, sample_weight, **how)
+            folds = collect_folds(labelled.batches(), fold_of, n_folds)
+        self._facts = reader.facts
+        return folds
+
+    def problem_of(self, moments):
+        """Return the ReadoutProblem that moments pose under the settings of the estimator."""
+        return self._estimator._state_of(Statistics(moments, self._facts))["_problem"]
+
+    def features(self, X):
+        """Yield (positions, rows) of features, as they are learnt."""
+        with self._reader(X) as reader:
+            yield from reader.stream(reader.samples(X))
+
+    def all_features(self, X):
+        """Return the features (n, d) of samples: an array or a tensor, on the device where moments are kept."""
+        if self._estimator.backbone is None:
+            with self._reader(X) as reader:
+                samples, device = reader.samples(X), moments_device(reader.device)
+            return samples if device.type == "cpu" else torch.as_tensor(samples, device=device)
+        with self._reader(X) as reader:
+            samples = reader.samples(X)
+            return in_order(reader.stream(samples), len(samples))
+
+    def uses_values(self):
+        """Whether classes stand for vectors or texts, which are the backbone's."""
+        return self._estimator._has_values()
+
+    def _reader(self, X):
+        normalize = self._estimator._learns_unit_rows()
+        return self._estimator._reader(X, "features", self._facts, normalize=normalize)

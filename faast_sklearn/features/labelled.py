@@ -1,0 +1,124 @@
+"""Samples with their labels: the one place where X, labels, weights and features meet."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from faast_sklearn.errors import InputError
+from faast_sklearn.features.readers import FeatureReader
+from faast_sklearn.inputs.datasets import is_dataset
+from faast_sklearn.inputs.labels import check_labels, row_weights
+from faast_sklearn.inputs.samples import count_samples, iter_chunks
+
+__all__ = ["LabelledRows", "LabelledSamples", "labelled_samples"]
+
+
+class LabelledRows(NamedTuple):
+    """Features of some samples, and what is known of each; what moments are made of.
+
+    Parameters
+    ----------
+    rows : ndarray or torch.Tensor of shape (b, d)
+        Features, on the device where moments are kept.
+    codes : ndarray of int, shape (b,)
+        Positions of the labels in ``classes``.
+    classes : ndarray of shape (c,)
+        Sorted labels; of all samples, so that some may have no row here.
+    weight : ndarray of shape (b,), or None
+        Not negative; None where all are 1.
+    positions : ndarray of int, shape (b,)
+        Of the rows among the samples.
+    """
+
+    rows: Any
+    codes: np.ndarray
+    classes: np.ndarray
+    weight: np.ndarray | None
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSamples:
+    """Samples, labels and weights, checked; nothing has been read yet.
+
+    Parameters
+    ----------
+    reader : FeatureReader
+    samples : sequence of n samples
+        As the reader's ``samples`` returned them.
+    codes, classes, weight
+        As in :class:`LabelledRows`, of all samples.
+    again : bool
+        Whether the same samples may come again, in another call; those of a stream do not.
+    """
+
+    reader: FeatureReader
+    samples: Any
+    codes: np.ndarray
+    classes: np.ndarray
+    weight: np.ndarray | None
+    again: bool
+
+    def __len__(self):
+        return len(self.samples)
+
+    def batches(self) -> Iterator[LabelledRows]:
+        """Yield :class:`LabelledRows` until each sample was there once, in the order that suits the backbone."""
+        with closing(self.reader.stream(self.samples)) as stream:
+            for positions, rows in stream:
+                weight = None if self.weight is None else self.weight[positions]
+                yield LabelledRows(rows, self.codes[positions], self.classes, weight, positions)
+
+    def key(self) -> bytes:
+        """Return a key that is equal for the same rows with the same labels and weights, and for no others."""
+        key = hashlib.blake2b(digest_size=16)
+        told = (self.reader.digest(self.samples), self.classes.dtype.str, self.classes.tolist(), self.weight is None)
+        key.update(repr(told).encode())
+        key.update(np.ascontiguousarray(self.codes, dtype=np.int64))
+        if self.weight is not None:
+            key.update(np.ascontiguousarray(self.weight))
+        return key.digest()
+
+
+def labelled_samples(
+    reader: FeatureReader, X: Any, y: Any = None, sample_weight: Any = None, *, class_weight=None, stream: bool = False
+) -> Iterator[LabelledSamples]:
+    """Yield labelled samples: all at once where X is sized, batch by batch where it is read once.
+
+    Parameters
+    ----------
+    reader : FeatureReader
+    X, y, sample_weight
+        As estimators take them.
+    class_weight : dict, "balanced" or None, default=None
+    stream : bool, default=False
+        Other samples, of other classes, may follow or have come before.
+
+    Yields
+    ------
+    LabelledSamples
+
+    Raises
+    ------
+    InputError
+        If samples, labels or weights are not of one number or kind; the message says which.
+    """
+    once = count_samples(X) is None
+    if once and class_weight == "balanced" and y is None:
+        raise InputError(
+            "class_weight='balanced' needs all labels at once, and X yields them batch by batch; pass a dict of "
+            "weights, or let it yield (X, y, sample_weight)."
+        )
+    stream = stream or (once and not is_dataset(X))
+    for chunk, labels, weight in iter_chunks(X, y, sample_weight):
+        samples = reader.samples(chunk)
+        labels = check_labels(labels, "y")
+        if len(labels) != len(samples):
+            raise InputError(f"X has {len(samples)} samples and y has {len(labels)}; pass one label for each.")
+        classes, codes = np.unique(labels, return_inverse=True)
+        weight = row_weights(weight, len(samples), class_weight, classes, codes, stream)
+        yield LabelledSamples(reader, samples, codes, classes, weight, not once)
