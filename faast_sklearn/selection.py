@@ -15,7 +15,8 @@ from sklearn.model_selection import check_cv
 from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.evaluation import Evaluation
 from faast_sklearn.inputs.samples import count_samples
-from faast_sklearn.solvers.closed_form import decompose, pinv_filter, ridge_filter
+from faast_sklearn.solvers.filters import pinv_filter, ridge_filter
+from faast_sklearn.solvers.spectrum import decompose
 
 __all__ = ["AlphaPath", "alpha_path", "kfold_errors"]
 

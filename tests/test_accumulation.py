@@ -9,7 +9,7 @@ from faast_sklearn import FaastClassifier
 from faast_sklearn.estimators import classifier
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.moments.collect import _Recent
-from faast_sklearn.solvers import closed_form
+from faast_sklearn.solvers import solve as closed_form
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:600], Y[:600]

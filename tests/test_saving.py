@@ -29,7 +29,7 @@ from faast_sklearn.persistence.archive import read_archive, write_archive
 from faast_sklearn.readout import LinearReadout
 from faast_sklearn.readout.class_vectors import ClassValues
 from faast_sklearn.readout.problem import ReadoutProblem, Settings, SolvedReadout
-from faast_sklearn.solvers.closed_form import Solution
+from faast_sklearn.solvers.filters import Solution
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 DIGITS, LABELS = DIGITS[:240], LABELS[:240]

@@ -17,7 +17,8 @@ from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.inputs.labels import check_labels
 from faast_sklearn.readout.discriminant import discriminant_mixing
-from faast_sklearn.solvers.closed_form import Spectrum, above_rounding, solve_spectrum
+from faast_sklearn.solvers.solve import solve_spectrum
+from faast_sklearn.solvers.spectrum import Spectrum, above_rounding
 
 __all__ = ["Episodes", "sample_episodes", "solve_episodes"]
 

@@ -21,16 +21,9 @@ from dataclasses import dataclass
 import torch
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.solvers.closed_form import (
-    condition_of,
-    decompose,
-    gcv_pinv,
-    gcv_ridge,
-    pinv_filter,
-    ridge_filter,
-    solve_pinv,
-    solve_ridge,
-)
+from faast_sklearn.solvers.filters import condition_of, pinv_filter, ridge_filter, solve_pinv, solve_ridge
+from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge
+from faast_sklearn.solvers.spectrum import decompose
 
 __all__ = [
     "ALPHAS",

@@ -1,4 +1,8 @@
-"""Sums over labelled rows, all that is kept of them: the third of five rooms."""
+"""Sufficient statistics of labelled rows: immutable, centred, float64, exact under ``+`` and ``−``.
+
+Everything that the solvers and readouts need follows from them; the examples themselves are gone.
+:mod:`faast_sklearn.moments.scatter` says how precision is kept.
+"""
 
 from faast_sklearn.moments.class_moments import ClassMoments
 from faast_sklearn.moments.scatter import Scatter

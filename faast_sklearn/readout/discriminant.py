@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from faast_sklearn.solvers.closed_form import residual_share
+from faast_sklearn.solvers.gcv import residual_share
 
 __all__ = ["Between", "Directions", "discriminant_mixing"]
 

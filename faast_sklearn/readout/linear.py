@@ -1,16 +1,4 @@
-"""From fast weights to class scores and probabilities, from the statistics alone.
-
-Two links turn weights into a classifier:
-
-* :func:`discriminant_readout`: Gaussian classes with the regularised pooled covariance. The ridge weights already
-  hold everything: with the total scatter ``T = S + B`` (within plus between), ``(S + λ)⁻¹M`` follows from
-  ``W = (T + λ)⁻¹ Sᵀ`` by a c×c inverse (Woodbury). Unlike the argmax of ridge scores it does not mask classes
-  and is right for unequal class sizes: a mean of few rows is drawn towards the others as far as it is noise.
-* :func:`score_readout`: the weights' own scores, whose argmax is the paper's prediction, with a softmax.
-
-Both are calibrated by one temperature; ``faast_sklearn.readout.calibration`` has how. No example is needed, so the
-probabilities of a model that learnt in pieces are those of one that learnt at once.
-"""
+"""Scores that are linear in the features, and the two ways in which they follow from fast weights."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,7 +12,7 @@ from faast_sklearn.persistence.fields import Maybe, Number
 from faast_sklearn.persistence.state import Stateful
 from faast_sklearn.readout.calibration import log_shares, temperature
 from faast_sklearn.readout.discriminant import Between
-from faast_sklearn.solvers.closed_form import residual_share
+from faast_sklearn.solvers.gcv import residual_share
 
 __all__ = ["LinearReadout", "discriminant_readout", "score_readout"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from faast_sklearn.solvers.closed_form import fast_weights
 from faast_sklearn.solvers.condition import LEAST_SPREAD, regular_factor
+from faast_sklearn.solvers.solve import fast_weights
 
 __all__ = ["ClassDirections"]
 

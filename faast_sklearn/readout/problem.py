@@ -18,8 +18,9 @@ from faast_sklearn.readout.class_vectors import ClassValues
 from faast_sklearn.readout.linear import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.readout.novelty import ClassDirections
 from faast_sklearn.readout.zero_shot import choose_prior_strength, mixed_readout, value_readout, zero_shot_readout
-from faast_sklearn.solvers.closed_form import Solution, fast_weights
 from faast_sklearn.solvers.condition import warn_if_ill_conditioned
+from faast_sklearn.solvers.filters import Solution
+from faast_sklearn.solvers.solve import fast_weights
 
 __all__ = ["ReadoutProblem", "Settings", "SolvedReadout"]
 

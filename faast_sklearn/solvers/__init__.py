@@ -1,23 +1,30 @@
-"""From statistics to fast weights, by pure functions: the fourth of five rooms."""
+"""Closed-form fast weights from moments: pure functions, usable without an estimator.
 
-from faast_sklearn.solvers.closed_form import (
+All of them minimise, over ``W`` of shape (d, m), a spectrally filtered least-squares problem
+
+    ‖K W − V‖²  with  W = U f(Λ) Uᵀ KᵀV,   KᵀK = U Λ Uᵀ,
+
+and differ in the filter f alone: :func:`ridge_filter` is Tikhonov's ``1 / (λ + penalty)``, :func:`pinv_filter`
+truncates, which is the pseudo-inverse of Bao et al. (arXiv 2605.04651, section 3). ``KᵀK`` comes as a
+:class:`~faast_sklearn.moments.scatter.Scatter`, ``KᵀV`` as an array: no example is needed.
+
+Everything from a :class:`Spectrum` on takes many problems of one size at once: tensors with leading axes, written
+``...`` below. Numbers that one problem has one of (a strength, a mean eigenvalue) are floats without leading axes and
+arrays of shape ``(...)`` with them.
+"""
+
+from faast_sklearn.solvers.filters import (
     Solution,
-    Spectrum,
-    above_rounding,
     condition_of,
-    decompose,
-    fast_weights,
-    gcv_error,
-    gcv_pinv,
-    gcv_ridge,
     pinv_filter,
-    residual_share,
     ridge_filter,
     solve_cholesky,
     solve_pinv,
     solve_ridge,
-    solve_spectrum,
 )
+from faast_sklearn.solvers.gcv import gcv_error, gcv_pinv, gcv_ridge, residual_share
+from faast_sklearn.solvers.solve import fast_weights, solve_spectrum
+from faast_sklearn.solvers.spectrum import Spectrum, above_rounding, decompose
 
 __all__ = [
     "Solution",

@@ -1,0 +1,97 @@
+"""From moments to fast weights: the strength chosen where it is left open, then one solve."""
+
+import functools
+
+from faast_sklearn.solvers.filters import solve_cholesky, solve_pinv, solve_ridge
+from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge
+from faast_sklearn.solvers.spectrum import decompose
+
+__all__ = ["fast_weights", "solve_spectrum"]
+
+# Prior of alpha for one-hot codes: median, and spread in decades; see gcv_ridge.
+_ALPHA_PRIOR = (10.0, 0.3)
+
+
+def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
+    """Solve for the weights that map features to one-hot targets.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        What was learnt.
+    solver : {"ridge", "pinv"}, default="ridge"
+        The spectral filter.
+    alpha : float or "auto", default="auto"
+        Its strength, see :func:`solve_ridge` and :func:`solve_pinv`; "auto" minimises generalised
+        cross-validation along a path of strengths.
+    intercept : bool, default=True
+        Centre keys and values first.
+
+    Returns
+    -------
+    Solution
+        ``weights`` has one column for each class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faast_sklearn.moments import ClassMoments
+    >>> from faast_sklearn.solvers import fast_weights
+    >>> K, y = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+    >>> solution = fast_weights(ClassMoments.from_rows(K, y), solver="pinv", alpha=2.0, intercept=False)
+    >>> np.allclose(solution.weights, np.linalg.pinv(K) @ np.eye(2))
+    True
+    """
+    scatter = moments.scatter.significant() if intercept else moments.scatter.about_origin()
+    cross = moments.class_sums(centred=intercept).T
+    if solver == "ridge" and alpha != "auto" and alpha > 0 and not scatter.is_small and not moments.keeps:
+        solution = solve_cholesky(scatter, cross, alpha, moments.n_samples)
+        if solution is not None:
+            return solution
+    spectrum = moments.once(("spectrum", intercept), lambda: decompose(scatter))
+    return solve_spectrum(
+        spectrum,
+        cross,
+        moments.counts,
+        solver=solver,
+        alpha=alpha,
+        intercept=intercept,
+        n_samples=moments.n_samples,
+        n_rows=moments.n_rows,
+    )
+
+
+def solve_spectrum(
+    spectrum, cross, counts, *, solver="ridge", alpha="auto", intercept=True, n_samples=None, n_rows=None
+):
+    """Solve for the weights that map features to one-hot targets, from a decomposition.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of the keys, centred if ``intercept``.
+    cross : torch.Tensor of shape (..., p, c)
+        Class sums of the keys.
+    counts : ndarray of shape (c,)
+        Weight of each class, the same for all problems.
+    solver, alpha, intercept
+        As in :func:`fast_weights`.
+    n_samples, n_rows : float, optional
+        N and the number of rows, as in :func:`gcv_ridge`; the sum of the weights and N by default.
+
+    Returns
+    -------
+    Solution
+    """
+    weight = counts.sum()
+    n_samples = weight if n_samples is None else n_samples
+    if alpha == "auto":
+        total = float(weight - intercept * (counts * (counts / weight)).sum())
+        if solver == "ridge":
+            choose = functools.partial(gcv_ridge, prior=_ALPHA_PRIOR)
+        else:
+            choose = gcv_pinv
+        alpha, _ = choose(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept)
+    if solver == "ridge":
+        return solve_ridge(spectrum, cross, alpha)
+    return solve_pinv(spectrum, cross, alpha, n_samples)

@@ -1,0 +1,111 @@
+"""Eigendecompositions of scatter matrices, one or many of one size at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from faast_sklearn.solvers.condition import LEAST_SPREAD
+
+__all__ = ["Spectrum", "above_rounding", "as_column", "as_number", "decompose"]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigendecomposition of a scatter matrix without its null space.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (..., r), float64
+        Positive eigenvalues, ascending; r is at most min(N, d). Zeros may stay where r is shared by many problems:
+        the filters leave them out.
+    vectors : torch.Tensor of shape (..., p, r), float64
+        Orthonormal columns.
+    n_features : int, optional
+        Number of features d; p by default. It is another where keys are given in p coordinates of their own span.
+    """
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+    n_features: int | None = None
+
+    def __post_init__(self):
+        if self.n_features is None:
+            object.__setattr__(self, "n_features", self.vectors.shape[-2])
+
+    @property
+    def mean_value(self):
+        """Mean of all d eigenvalues, zeros included: trace / d."""
+        return as_number(self.values.sum(-1)) / self.n_features
+
+    @property
+    def condition(self):
+        """Ratio of the largest to the smallest of all d eigenvalues; infinite when some are zero."""
+        if len(self.values) < self.n_features:
+            return float("inf")
+        return float(self.values[-1] / self.values[0])
+
+
+def decompose(scatter):
+    """Eigendecompose a scatter matrix on whichever side is smaller.
+
+    Parameters
+    ----------
+    scatter : Scatter
+        While it has fewer factor rows than features the r×r Gram matrix of the rows is decomposed,
+        O(r²d + r³); otherwise the d×d matrix, O(d³).
+
+    Returns
+    -------
+    Spectrum
+        Eigenvalues that are zero up to rounding are left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.moments.scatter import Scatter
+    >>> from faast_sklearn.solvers import decompose
+    >>> rows = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
+    >>> decompose(Scatter(2.0, torch.zeros(3, dtype=torch.float64), None, (rows,))).values.tolist()
+    [4.0, 9.0]
+    """
+    if scatter.is_small:
+        rows = scatter.factor_rows()
+        values, left = torch.linalg.eigh(rows @ rows.T)
+        kept = above_rounding(values, scatter.n_features)
+        values, left = values[kept], left[:, kept]
+        return Spectrum(values, (rows.T @ left) / values.sqrt())
+    values, vectors = torch.linalg.eigh(scatter.matrix())
+    kept = above_rounding(values, scatter.n_features)
+    return Spectrum(values[kept], vectors[:, kept])
+
+
+def above_rounding(values, n_features):
+    """Say which eigenvalues of a positive semidefinite matrix are more than rounding, and than underflow.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (..., r)
+        Ascending.
+    n_features : int
+        d.
+
+    Returns
+    -------
+    torch.Tensor of bool, shape (..., r)
+    """
+    # Rounding was seen to reach three units of the largest eigenvalue where d is small and N is not.
+    largest = values[..., -1:].clamp(min=0)
+    rounding = (largest * max(n_features, 8) * torch.finfo(torch.float64).eps).clamp(min=LEAST_SPREAD)
+    # A negative eigenvalue is rounding itself, more of it where many rows were forgotten, and of either sign.
+    return values > torch.maximum(rounding, -16.0 * values[..., :1])
+
+
+def as_number(x):
+    """Return what one problem has one of: a float without leading axes, x with them."""
+    return x if np.ndim(x) else float(x)
+
+
+def as_column(x, values):
+    """Return what one problem has one of as a tensor that broadcasts along an axis after its own."""
+    return torch.as_tensor(x, dtype=values.dtype, device=values.device)[..., None]
