@@ -162,4 +162,4 @@ def encode(opened, samples, batch_size=None):
     """Features of samples, the plain way."""
     size = batch_size or len(samples)
     chunks = [samples[i : i + size] for i in range(0, len(samples), size)]
-    return torch.cat([opened.forward(opened.collate([opened.load(s) for s in chunk])) for chunk in chunks]).cpu()
+    return torch.cat([opened.forward(opened.collate([opened.read(s) for s in chunk])) for chunk in chunks]).cpu()

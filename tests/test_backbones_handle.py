@@ -11,17 +11,10 @@ import torch
 from conftest import encode, tiny_model, tiny_tokenizer
 from sklearn.base import BaseEstimator, clone
 
-import faast_sklearn.backbones.opened as opened_modules
-from faast_sklearn.backbones import (
-    Backbone,
-    Batch,
-    as_handle,
-    backbone,
-    list_backbones,
-    open_count,
-    register_backbone,
-    release_backbones,
-)
+import faast_sklearn.backbones.open_backbones as opened_modules
+from faast_sklearn.backbones import Backbone, Batch, backbone, list_backbones, register_backbone, release_backbones
+from faast_sklearn.backbones.handle import as_handle
+from faast_sklearn.backbones.open_backbones import open_count
 from faast_sklearn.errors import BackboneError, InputError, MissingDependencyError, UnknownBackboneError
 from faast_sklearn.optional import require
 
@@ -46,7 +39,7 @@ class Doubling(Backbone):
     def names(cls):
         return ["one", "two"]
 
-    def load(self, sample):
+    def read(self, sample):
         return torch.as_tensor(sample, dtype=torch.float32)
 
     def collate(self, items):
@@ -334,7 +327,7 @@ def test_module_with_preprocessing_reads_images(tmp_path):
     scaled = backbone(small_module(), modality="image").open("cpu")
     assert encode(scaled, [image]).shape == (1, 4)
     with pytest.raises(InputError, match="cannot be stacked"):
-        scaled.collate([scaled.load(np.zeros((8, 8))), scaled.load(np.zeros((9, 9)))])
+        scaled.collate([scaled.read(np.zeros((8, 8))), scaled.read(np.zeros((9, 9)))])
 
 
 def test_an_in_memory_language_model_equals_its_folder(tiny_folder):

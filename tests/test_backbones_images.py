@@ -39,7 +39,7 @@ def test_large_photographs_are_reduced_while_decoding_without_changing_features(
     opened = backbone("bundled:efficientnet-lite0").open("cpu")
     large = photos[0].resize((3000, 2000), Image.Resampling.BICUBIC)
     large.save(tmp_path / "large.jpg", quality=95)
-    item = opened.load(tmp_path / "large.jpg")
+    item = opened.read(tmp_path / "large.jpg")
     assert 768 <= min(item.shape[1:]) <= 1000
     exact = encode(opened, [np.asarray(Image.open(tmp_path / "large.jpg"))])
     assert torch.nn.functional.cosine_similarity(encode(opened, [tmp_path / "large.jpg"]), exact) > 0.999
@@ -165,7 +165,7 @@ def test_unreadable_files_name_their_path(tmp_path, photos):
 
 def test_extreme_strips_cost_no_memory():
     opened = backbone("timm:test_resnet.r160_in1k", pretrained=False).open("cpu")
-    assert max(opened.load(np.zeros((1, 50_000), np.uint8)).shape) <= 4
+    assert max(opened.read(np.zeros((1, 50_000), np.uint8)).shape) <= 4
     assert torch.isfinite(encode(opened, [np.zeros((1, 50_000), np.uint8)])).all()
 
 
@@ -216,7 +216,7 @@ def test_image_size_may_be_height_and_width(photos):
         for size in ((96, 128), [96, 128]):
             opened = backbone(f"timm:{name}", pretrained=False, image_size=size).open("cpu")
             assert opened.transform.crop == (96, 128)
-            assert opened.transform(opened.collate([opened.load(photos[0])]).inputs, 1, opened.device).shape == (
+            assert opened.transform(opened.collate([opened.read(photos[0])]).inputs, 1, opened.device).shape == (
                 1,
                 3,
                 96,

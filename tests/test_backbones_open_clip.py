@@ -28,7 +28,7 @@ def test_features_of_both_towers_are_open_clips(tiny_open_clip, photos):
     with torch.inference_mode():
         images = model.eval().encode_image(torch.stack([preprocess(photo) for photo in photos]))
         words = model.encode_text(open_clip.get_tokenizer(name)(texts))
-    ours = opened.forward(opened.collate([opened.load(photo) for photo in photos]))
+    ours = opened.forward(opened.collate([opened.read(photo) for photo in photos]))
     assert torch.allclose(ours[:2], images[:2], atol=1e-4)
     assert torch.allclose(ours, images, atol=3e-2)  # two implementations of a resize that round to eight bits
     assert torch.allclose(opened.embed_text(texts), words, atol=1e-5)

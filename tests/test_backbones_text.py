@@ -131,8 +131,8 @@ def test_options_that_cannot_apply_are_refused(tiny_folder):
 def test_load_refuses_what_is_no_text(tiny_folder):
     opened = backbone(tiny_folder("bert")).open("cpu")
     with pytest.raises(InputError, match="nan is float"):
-        opened.load(float("nan"))
-    assert opened.load(np.str_("cat")) == "cat"
+        opened.read(float("nan"))
+    assert opened.read(np.str_("cat")) == "cat"
     assert opened.sort_key("four") == 4
 
 

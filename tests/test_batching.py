@@ -43,7 +43,7 @@ class Fake(Backbone):
         self.loaded = 0
         self.threads = set()
 
-    def load(self, sample):
+    def read(self, sample):
         self.loaded += 1
         self.threads.add(threading.current_thread().name)
         if isinstance(sample, str) and self.modality == "image":
@@ -162,9 +162,9 @@ def test_an_interrupt_during_the_forward_pass_is_not_swallowed():
 
 def test_closing_does_not_wait_for_what_is_not_needed(monkeypatch):
     class Slow(Fake):
-        def load(self, sample):
+        def read(self, sample):
             time.sleep(0.002)
-            return super().load(sample)
+            return super().read(sample)
 
     monkeypatch.setattr("faast_sklearn.features.loader._n_threads", lambda *_: 2)
     backbone = Slow("image")
@@ -294,7 +294,7 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
 
 def test_errors_of_the_backbone_are_numbered_and_name_a_path_once():
     class Strict(Fake):
-        def load(self, sample):
+        def read(self, sample):
             raise InputError(f"cannot read image {sample!r}." if self.limit else "float image above 1.")
 
     with pytest.raises(InputError, match=r"^X\[0\]: cannot read image 'a.png'\.$"):
@@ -305,7 +305,7 @@ def test_errors_of_the_backbone_are_numbered_and_name_a_path_once():
 
 def test_errors_that_are_not_about_the_sample_keep_their_type():
     class Bare(Fake):
-        def load(self, sample):
+        def read(self, sample):
             raise MissingDependencyError("pip install pillow")
 
     with pytest.raises(MissingDependencyError, match=r"^pip install pillow$"):
@@ -408,7 +408,7 @@ def test_one_image_object_may_occur_many_times_and_in_many_streams(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8)).save(tmp_path / "x.png")
 
     class Decoding(Fake):
-        def load(self, sample):
+        def read(self, sample):
             return float(np.asarray(sample.convert("L"), dtype=float).mean())
 
     for _ in range(5):

@@ -159,7 +159,7 @@ def test_images_in_memory_count_by_all_that_reading_uses(cache, encoded):
     assert len(cache) == 4
 
 
-def test_dataset_items_and_what_load_gives_are_recognised(cache, encoded):
+def test_dataset_items_and_what_read_gives_are_recognised(cache, encoded):
     pairs = as_indexable([(torch.full((4,), float(i)), i) for i in range(6)])
     module = (Counting(), lambda sample: torch.tensor([float(len(sample)), 0.0, 1.0]))
     cached = features(module[0], cache).fit(pairs)
@@ -170,7 +170,7 @@ def test_dataset_items_and_what_load_gives_are_recognised(cache, encoded):
     assert out[:, 0].tolist() == [4, 4, 6]
     assert sum(encoded) == 8  # both of length two are the same to the module
 
-    opaque = types.SimpleNamespace(modality="tensor", load=lambda sample: object())
+    opaque = types.SimpleNamespace(modality="tensor", read=lambda sample: object())
     with pytest.raises(InputError, match=r"X\[1\]: .*content, which is unknown of object; .* or use cache=None"):
         sample_keys.sample_keys([torch.ones(1), "a"], opaque, "")
 
@@ -319,7 +319,7 @@ def test_fingerprints_survive_copies_passes_and_threads(tiny_folder):
         opened = backbone(tiny_folder(name)).open("cpu")
         before = opened.fingerprint()
         sample = "the cat ran" if opened.modality == "text" else np.zeros((40, 30, 3), np.uint8)
-        opened.forward(opened.collate([opened.load(sample)]))
+        opened.forward(opened.collate([opened.read(sample)]))
         assert opened.fingerprint() == before
 
 

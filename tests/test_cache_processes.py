@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FeatureCache, backbone
-from faast_sklearn.features.cache.owners import forsake, is_alive, process_owner
+from faast_sklearn.features.cache.processes import forsake, is_alive, process_owner
 
 # Newer versions of Python warn of forks beside threads.
 pytestmark = [
@@ -208,7 +208,7 @@ def test_an_owner_is_alive_while_its_process_is(tmp_path):
     assert is_alive(tmp_path, mine)
     assert not is_alive(tmp_path, "never")
     code = (
-        "import sys; from faast_sklearn.features.cache.owners import process_owner, is_alive; from pathlib import Path;"
+        "from faast_sklearn.features.cache.processes import process_owner, is_alive; from pathlib import Path;"
         f"d = Path({str(tmp_path)!r}); assert is_alive(d, {mine!r}); print(process_owner(d), flush=True); input()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -228,7 +228,7 @@ def test_a_child_does_not_keep_its_dead_parent_alive(tmp_path):
     code = textwrap.dedent(f"""
         import os, sys, time
         from pathlib import Path
-        from faast_sklearn.features.cache.owners import process_owner, is_alive
+        from faast_sklearn.features.cache.processes import process_owner, is_alive
         name = process_owner(Path({str(tmp_path)!r}))
         if os.fork() == 0:
             parent = os.getppid()

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 import faast_sklearn.dask as fd
 from faast_sklearn import FaastClassifier, FaastSeq2Seq, backbone
-from faast_sklearn.backbones import open_count
+from faast_sklearn.backbones.open_backbones import open_count
 from faast_sklearn.errors import InputError, NonFiniteError
 
 X, Y = load_digits(return_X_y=True)

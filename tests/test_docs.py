@@ -78,7 +78,6 @@ def listed_names():
 PUBLIC = (
     "faast_sklearn",
     "faast_sklearn.backbones",
-    "faast_sklearn.features.cache",
     "faast_sklearn.dask",
     "faast_sklearn.display",
     "faast_sklearn.distributed",
@@ -88,7 +87,6 @@ PUBLIC = (
     "faast_sklearn.language",
     "faast_sklearn.moments",
     "faast_sklearn.readout",
-    "faast_sklearn.moments.scatter",
     "faast_sklearn.selection",
     "faast_sklearn.solvers",
 )

@@ -24,7 +24,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, backbone
-from faast_sklearn.backbones import open_count, release_backbones
+from faast_sklearn.backbones import release_backbones
+from faast_sklearn.backbones.open_backbones import open_count
 
 _chosen = np.concatenate([np.flatnonzero(load_digits().target == k)[:6] for k in (0, 1, 4)])
 IMAGES, DIGITS = (load_digits().images[_chosen] * 15).astype(np.uint8), load_digits().target[_chosen]
@@ -226,7 +227,7 @@ def test_importing_and_unpickling_load_no_model_library_and_open_nothing(tmp_pat
 import pickle, sys, torch, sklearn.base
 before = set(sys.modules)
 import faast_sklearn
-from faast_sklearn.backbones import open_count
+from faast_sklearn.backbones.open_backbones import open_count
 repr(faast_sklearn.BackboneFeatures("hf:x/y"))
 clf = pickle.load(open(sys.argv[1], "rb"))
 print(clf.classes_.tolist(), clf.coef_.shape, clf.n_samples_seen_, open_count())

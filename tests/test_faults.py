@@ -24,7 +24,7 @@ from test_language_model import hook_count
 from test_seq2seq import chosen, opened, pairs
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, FeatureCache, backbone
-from faast_sklearn.backbones.base import Backbone
+from faast_sklearn.backbones.base import Backbone, ForwardPass
 from faast_sklearn.backbones.modules import ModuleBackbone
 from faast_sklearn.errors import InputError, MissingDependencyError, NonFiniteError, OutOfMemoryError
 from faast_sklearn.estimators import classifier
@@ -36,11 +36,11 @@ from faast_sklearn.features.cache.directory_store import DirectoryStore
 from faast_sklearn.features.cache.memory_store import MemoryStore
 from faast_sklearn.features.loader import Loader
 from faast_sklearn.features.progress import Report
-from faast_sklearn.language import fast_weights, learning
+from faast_sklearn.language import fast_weights, passes
 from faast_sklearn.language import problem as compiling
 from faast_sklearn.language.generation import Generator
-from faast_sklearn.language.learning import Learner, LikelihoodScorer
 from faast_sklearn.language.moments import LanguageMoments
+from faast_sklearn.language.passes import LearningPass, LikelihoodPass
 from faast_sklearn.language.prompts import Prompts
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.moments.collect import recent
@@ -217,11 +217,11 @@ STAGES = {
     "check the labels": (labelled, "check_labels"),
     "begin a report": (Report, "__init__"),
     "hand a batch to the threads": (Loader, "submit"),
-    "read a sample": (ModuleBackbone, "load"),
+    "read a sample": (ModuleBackbone, "read"),
     "collate": (ModuleBackbone, "collate"),
     "run the model": (ModuleBackbone, "forward"),
     "check the form": (Backbone, "check"),
-    "check the features": (Backbone, "finite"),
+    "check the features": (ForwardPass, "finite"),
     "read the flags": (batching._Flags, "rows"),
     "count a batch": (Report, "add"),
     "take a batch of rows": (readers, "moments_device"),
@@ -390,14 +390,14 @@ LANGUAGE_STAGES = {
     "read the template": (Prompts, "__init__"),
     "write the prompts": (Prompts, "_fit"),
     "hand a batch to the threads": (Loader, "submit"),
-    "collate": (learning._Reader, "collate"),
+    "collate": (passes._AnswerPass, "collate"),
     "collate questions": (Generator, "collate"),
-    "run the model to learn": (Learner, "forward"),
-    "run the model to score": (LikelihoodScorer, "forward"),
+    "run the model to learn": (LearningPass, "forward"),
+    "run the model to score": (LikelihoodPass, "forward"),
     "generate": (Generator, "forward"),
     "decode": (Generator, "_decode"),
-    "find hidden states": (learning, "hidden_states"),
-    "moments of a batch": (learning, "token_moments"),
+    "find hidden states": (passes, "hidden_states"),
+    "moments of a batch": (passes, "token_moments"),
     "sum of moments": (LanguageMoments, "__add__"),
     "difference of moments": (LanguageMoments, "__sub__"),
     "publish": (LearningMixin, "_publish"),

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from sklearn.pipeline import make_pipeline
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, backbone
-from faast_sklearn.backbones import open_count, release_backbones
+from faast_sklearn.backbones import release_backbones
+from faast_sklearn.backbones.open_backbones import open_count
 from faast_sklearn.errors import InputError, TruncationWarning
 from faast_sklearn.features.normalize import unit_rows
 

@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from faast_sklearn import BackboneFeatures, FaastClassifier, FeatureCache
 from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.few_shot import FewShotResult, episodes, few_shot_score, sample_episodes
-from faast_sklearn.solvers import Spectrum, decompose, solve_spectrum
+from faast_sklearn.solvers import Spectrum, decompose
+from faast_sklearn.solvers.solve import solve_spectrum
 
 PAPER = {"solver": "pinv", "alpha": 0.8, "normalize": True, "fit_intercept": False}
 SETTINGS = {

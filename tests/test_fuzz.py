@@ -24,7 +24,8 @@ from test_faults import everything_as_before
 from faast_sklearn import FaastClassifier, backbone
 from faast_sklearn.backbones.image_reading import read_image
 from faast_sklearn.errors import FaastError, InputError, TruncationWarning
-from faast_sklearn.inputs import as_samples, iter_chunks
+from faast_sklearn.inputs import as_samples
+from faast_sklearn.inputs.samples import iter_chunks
 
 MANY = int(os.environ.get("FAAST_FUZZ_EXAMPLES", "0"))
 

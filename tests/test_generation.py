@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 
-from faast_sklearn.backbones import as_handle
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.features.loop import stream_features

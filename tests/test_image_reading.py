@@ -166,15 +166,15 @@ def test_mode_i_whose_scale_is_unknown_is_refused():
 def test_depth_reaches_the_features():
     opened = backbone("timm:test_resnet.r160_in1k", pretrained=False).open("cpu")
     ten_bits = RNG.integers(0, 1024, (40, 30, 3)).astype(np.uint16)
-    exact = opened.forward(opened.collate([opened.load(ten_bits / 65535)]))
-    found = opened.forward(opened.collate([opened.load(ten_bits)]))
+    exact = opened.forward(opened.collate([opened.read(ten_bits / 65535)]))
+    found = opened.forward(opened.collate([opened.read(ten_bits)]))
     assert torch.allclose(found, exact, atol=1e-6)
     # Together with 8-bit images of the same size each is what it is alone.
     eight = (ten_bits >> 2).astype(np.uint8)
-    both = opened.forward(opened.collate([opened.load(eight), opened.load(ten_bits)]))
-    alone = opened.forward(opened.collate([opened.load(eight)]))
+    both = opened.forward(opened.collate([opened.read(eight), opened.read(ten_bits)]))
+    alone = opened.forward(opened.collate([opened.read(eight)]))
     assert torch.allclose(both, torch.cat([alone, found]), atol=1e-5)
-    scaled = opened.forward(opened.collate([opened.load(ten_bits / 1023)]))
+    scaled = opened.forward(opened.collate([opened.read(ten_bits / 1023)]))
     assert float((scaled - alone).norm() / alone.norm()) < 0.1 < float((found - alone).norm() / alone.norm())
 
 

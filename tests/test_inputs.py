@@ -12,8 +12,9 @@ from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import _safe_indexing
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.inputs import as_samples, count_samples, iter_chunks
+from faast_sklearn.inputs import as_samples
 from faast_sklearn.inputs.datasets import as_indexable, image_folder
+from faast_sklearn.inputs.samples import count_samples, iter_chunks
 
 
 def picture(value, mode="RGB"):

@@ -3,9 +3,10 @@ import torch
 import transformers as tr
 from conftest import SPECIAL, WORDS, tiny_model, tiny_tokenizer
 
-from faast_sklearn.backbones import backbone, open_count, register_backbone, release_backbones
+from faast_sklearn.backbones import backbone, register_backbone, release_backbones
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.backbones.transformers.placing import Finish, place_parts
+from faast_sklearn.backbones.open_backbones import open_count
+from faast_sklearn.backbones.transformers.architecture import Finish, find_architecture
 from faast_sklearn.errors import BackboneError
 
 VOCABULARY = len(SPECIAL) + len(WORDS.split())
@@ -169,11 +170,11 @@ def test_the_slope_is_the_derivative_of_the_logits(name, opened):
 def test_what_happens_to_the_logits_is_seen_even_where_weights_are_tiny():
     config = tr.Gemma2Config(**GROUPED, **TOKENS, final_logit_softcapping=30.0, initializer_range=1e-4)
     model = tr.Gemma2ForCausalLM(config).eval()
-    assert place_parts(model).finish == Finish(cap=30.0)
+    assert find_architecture(model).finish == Finish(cap=30.0)
     # A field that the model does not use is not believed.
     llama = tiny_model("llama")
     llama.config.logit_scale = 3.0
-    assert place_parts(llama).finish == Finish()
+    assert find_architecture(llama).finish == Finish()
 
 
 class Squared(tr.LlamaForCausalLM):
@@ -202,19 +203,19 @@ def test_what_cannot_be_placed_is_refused_by_name():
         with pytest.raises(
             BackboneError, match=rf"cannot place the output matrix of 'llama' models \({kind.__name__}.*{why}"
         ):
-            place_parts(model)
+            find_architecture(model)
         assert hook_count(model) == 0
     model = tiny_model("llama")
     model.lm_head = Doubling(16, VOCABULARY, bias=False)
     with pytest.raises(BackboneError, match="Doubling, does more than multiply"):
-        place_parts(model)
+        find_architecture(model)
     model.lm_head = torch.nn.Sequential(torch.nn.Linear(16, VOCABULARY))
     with pytest.raises(BackboneError, match="head is a Sequential"):
-        place_parts(model)
+        find_architecture(model)
     model = tiny_model("llama")
     model.model.norm.forward = lambda hidden: 1 / 0
     with pytest.raises(BackboneError, match="a pass over five tokens fails: ZeroDivisionError"):
-        place_parts(model)
+        find_architecture(model)
     assert hook_count(model) == 0
 
 

@@ -14,9 +14,9 @@ from test_language_model import VOCABULARY, make
 from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.language import reserve as reserve_module
 from faast_sklearn.language.moments import LanguageMoments
-from faast_sklearn.language.observing import token_moments
 from faast_sklearn.language.reserve import Reserve, Sample, digest
 from faast_sklearn.language.solving import curvature
+from faast_sklearn.language.tokens import token_moments
 from faast_sklearn.moments.cross_moments import CrossMoments
 
 quick = settings(derandomize=True, deadline=None, max_examples=25)
@@ -191,9 +191,9 @@ def test_residual_values_are_the_negative_gradient_of_the_loss(name, opened):
 @pytest.mark.parametrize("most", [1, 2**24])
 def test_curvature_is_the_sum_over_tokens(name, most, opened, monkeypatch):
     """Fisher's information of each token about its hidden state, from what chunks of rows add up."""
-    from faast_sklearn.language import observing
+    from faast_sklearn.language import tokens
 
-    monkeypatch.setattr(observing, "_MOST_LOGITS", most)
+    monkeypatch.setattr(tokens, "_MOST_LOGITS", most)
     lm = opened(name)
     keys, targets = tokens(lm, 9)
     moments = token_moments(lm, "residual", keys, targets)

@@ -226,7 +226,7 @@ def test_without_middle_memories_it_is_the_output_memory(tmp_path):
 def test_clones_share_and_pickles_keep_what_was_learnt(name, tmp_path):
     import pickle
 
-    from faast_sklearn.backbones import open_count
+    from faast_sklearn.backbones.open_backbones import open_count
 
     model = base_model(name)
     model.config.save_pretrained(tmp_path / "base")

@@ -20,8 +20,9 @@ from test_ecosystem import IMAGES, SMALL_IMAGES, TEXTS, TOPICS
 from test_seq2seq import chosen, logits, opened, pairs, some
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, FeatureCache, backbone, load, merge, save
-from faast_sklearn.backbones import open_count, release_backbones
+from faast_sklearn.backbones import release_backbones
 from faast_sklearn.backbones.device import available_devices
+from faast_sklearn.backbones.open_backbones import open_count
 from faast_sklearn.errors import SavedFileError, SavedFileWarning
 from faast_sklearn.language.fast_weights import FastWeights
 from faast_sklearn.language.problem import SolvedWeights

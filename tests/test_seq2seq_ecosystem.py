@@ -17,7 +17,8 @@ from test_language_model import hook_count
 from test_seq2seq import PROBE, bare_logits, inputs, logits, opened, pairs
 
 from faast_sklearn import FaastSeq2Seq
-from faast_sklearn.backbones import open_count, release_backbones
+from faast_sklearn.backbones import release_backbones
+from faast_sklearn.backbones.open_backbones import open_count
 from faast_sklearn.errors import BackboneError, InputError, NotFittedWarning
 
 # Export

@@ -10,16 +10,9 @@ from sklearn.linear_model import Ridge
 from faast_sklearn import FaastClassifier
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.moments.scatter import Scatter
-from faast_sklearn.solvers import (
-    decompose,
-    fast_weights,
-    gcv_pinv,
-    gcv_ridge,
-    pinv_filter,
-    ridge_filter,
-    solve_cholesky,
-    solve_ridge,
-)
+from faast_sklearn.solvers import decompose, fast_weights, solve_ridge
+from faast_sklearn.solvers.filters import pinv_filter, ridge_filter, solve_cholesky
+from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge
 
 SHAPES = [(12, 40, 3), (39, 40, 3), (40, 40, 3), (41, 40, 3), (300, 10, 2), (300, 10, 5)]
 

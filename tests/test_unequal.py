@@ -14,7 +14,8 @@ from faast_sklearn.backbones.device import available_devices
 from faast_sklearn.moments import ClassMoments
 from faast_sklearn.readout import discriminant_readout
 from faast_sklearn.readout.discriminant import Between
-from faast_sklearn.solvers import fast_weights, residual_share
+from faast_sklearn.solvers import fast_weights
+from faast_sklearn.solvers.gcv import residual_share
 
 DIGITS = load_digits(return_X_y=True)
 VALUES = np.random.default_rng(5).normal(size=(3, 6))

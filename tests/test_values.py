@@ -45,7 +45,7 @@ def dual(request, tiny_folder):
 def towers(spec, X, texts):
     """Image features, text features and the logit scale, from transformers' model itself."""
     opened = backbone(spec).open("cpu")
-    features = opened.forward(opened.collate([opened.load(x) for x in X])).double().numpy()
+    features = opened.forward(opened.collate([opened.read(x) for x in X])).double().numpy()
     scale = float(torch.exp(opened.module.logit_scale.detach().double()))
     return unit(features), unit(opened.embed_text(list(texts)).double().numpy()), scale
 

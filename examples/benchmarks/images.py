@@ -70,7 +70,7 @@ def measure(what, network, samples, labels, args):
 def bare_pass(opened, samples, size):
     """Run an open backbone over samples, batch by batch, and keep nothing."""
     for start in range(0, len(samples), size):
-        items = [opened.load(sample) for sample in samples[start : start + size]]
+        items = [opened.read(sample) for sample in samples[start : start + size]]
         features = opened.forward(opened.collate(items))
     features.cpu()  # waits for the device
 

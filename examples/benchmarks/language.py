@@ -23,9 +23,9 @@ import torch
 from timing import in_turn, ratio
 
 from faast_sklearn import FaastSeq2Seq, backbone
-from faast_sklearn.backbones.transformers.quiet import quiet_transformers
-from faast_sklearn.language.learning import Learner
+from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.language.padding import pad_rows
+from faast_sklearn.language.passes import Learner
 from faast_sklearn.language.prompts import Prompts
 
 

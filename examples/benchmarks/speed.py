@@ -109,7 +109,7 @@ def from_images(table, args):
     clf = FaastClassifier(network, device=args.device, batch_size=size).fit(images, labels)
     clf.coef_  # noqa: B018
     started = clone(clf).partial_fit(images[: args.images // 2], labels[: args.images // 2], classes=range(10))
-    batch = opened.collate([opened.load(images[0])])
+    batch = opened.collate([opened.read(images[0])])
     with FlopCounterMode(display=False) as counter:
         opened.forward(batch)
     passes = counter.get_total_flops() * args.images

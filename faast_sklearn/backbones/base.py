@@ -21,9 +21,10 @@ from faast_sklearn.errors import BackboneError, FaastError, shortened
 __all__ = [
     "Backbone",
     "Batch",
+    "ForwardPass",
     "alike",
+    "as_features",
     "frozen",
-    "publish",
     "random_state",
     "refuse_random",
     "run_on_probe",
@@ -56,14 +57,68 @@ class Batch:
     limit: int | None = None
 
 
-class Backbone(ABC):
+class ForwardPass(ABC):
+    """What the loop over data drives: samples are read and collated on the host, then run batch by batch.
+
+    ``read`` and ``collate`` run on the host in several threads at once; ``forward`` runs in the caller's thread.
+
+    Attributes
+    ----------
+    modality : {"image", "text", "tensor"}
+        What samples are; texts are run longest first.
+    device : torch.device
+        Where it runs.
+    dtype : torch.dtype
+        Precision in which it computes.
+    truncation : {"warn", "error"}, default="warn"
+        What to do with texts longer than ``Batch.limit``; the loop over the data does it.
+    default_batch_size : int, default=32
+        Where ``batch_size="auto"`` starts.
+    """
+
+    modality: str
+    device: torch.device
+    dtype: torch.dtype
+    truncation: str = "warn"
+    default_batch_size: int = 32
+
+    @abstractmethod
+    def read(self, sample):
+        """Read one sample on the host (thread-safe)."""
+
+    @abstractmethod
+    def collate(self, items):
+        """Turn samples that were read into a :class:`Batch` on the host (thread-safe)."""
+
+    @abstractmethod
+    def forward(self, batch):
+        """Return one result a sample, in the order of the items."""
+
+    @property
+    def shares_memory_with(self):
+        """What the batch size that fitted into memory is remembered for; the object itself."""
+        return self
+
+    def sort_key(self, item):
+        """Cost proxy of a sample that was read; texts of like length belong in one batch."""
+        return 0
+
+    def check(self, output, n):  # noqa: B027 - what needs no check has none
+        """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
+
+    def finite(self, output):
+        """Return one flag a sample: whether all that ``forward`` returned for it is finite; None to skip the check."""
+        return torch.isfinite(output).all(dim=1)
+
+
+class Backbone(ForwardPass):
     """An opened, frozen feature extractor. Subclass it and call ``register_backbone`` to add yours.
 
     A subclass sets the attributes below, implements the three abstract methods and, to be opened
     from a spec string ``"prefix:NAME"``, a classmethod ``open(name, *, device, dtype, **options)``
     that returns an instance; its keyword arguments are the options that users may give.
 
-    ``load`` and ``collate`` run on the host in several threads at once; ``forward`` runs in the
+    ``read`` and ``collate`` run on the host in several threads at once; ``forward`` runs in the
     caller's thread.
 
     Attributes
@@ -101,7 +156,7 @@ class Backbone(ABC):
     ...         self.device = device
     ...         return self
     ...
-    ...     def load(self, sample):
+    ...     def read(self, sample):
     ...         return torch.as_tensor(sample, dtype=torch.float32)
     ...
     ...     def collate(self, items):
@@ -111,40 +166,18 @@ class Backbone(ABC):
     ...         return batch.inputs.to(self.device)[:, :2] / 2
     >>> register_backbone("halves", Halves)
     >>> module = backbone("halves:any").open("cpu")
-    >>> module.forward(module.collate([module.load([2.0, 4.0, 6.0])]))
+    >>> module.forward(module.collate([module.read([2.0, 4.0, 6.0])]))
     tensor([[1., 2.]])
     """
 
-    modality: str
     n_features: int | None
-    device: torch.device
-    dtype: torch.dtype
-    truncation: str = "warn"
-    default_batch_size: int = 32
     license: str = "unknown"
     module: torch.nn.Module | None = None
     settings: tuple = ()
 
     @abstractmethod
-    def load(self, sample):
-        """Read one sample on the host (thread-safe)."""
-
-    @abstractmethod
-    def collate(self, items):
-        """Turn loaded samples into a :class:`Batch` on the host (thread-safe)."""
-
-    @abstractmethod
     def forward(self, batch):
         """Return features of shape (batch.size, n_features) on ``self.device``, in the order of the items."""
-
-    @property
-    def shares_memory_with(self):
-        """What the batch size that fitted into memory is remembered for; the backbone itself."""
-        return self
-
-    def sort_key(self, item):
-        """Cost proxy of a loaded sample; texts of like length belong in one batch."""
-        return 0
 
     def check(self, output, n):
         """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
@@ -154,10 +187,6 @@ class Backbone(ABC):
             raise BackboneError(
                 f"{type(self).__name__}.forward returned shape {tuple(output.shape)}, expected ({n}, {width})."
             )
-
-    def finite(self, output):
-        """Return one flag a sample: whether all that ``forward`` returned for it is finite; None to skip the check."""
-        return torch.isfinite(output).all(dim=1)
 
     def fingerprint(self):
         """Return a digest of everything that decides the features, for caches.
@@ -294,7 +323,7 @@ def alike(one, other, dtype):
     return not scale or not float((one - other).norm()) > (1e-4 if dtype.itemsize > 2 else 0.02) * scale
 
 
-def publish(features):
+def as_features(features):
     """Turn a pass's output into float32 features that may be used outside inference mode.
 
     Parameters

@@ -11,7 +11,7 @@ import torch
 
 from faast_sklearn.backbones.device import resolve_device, resolve_dtype
 from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module, unwrapped
-from faast_sklearn.backbones.opened import open_once
+from faast_sklearn.backbones.open_backbones import open_once
 from faast_sklearn.backbones.registry import (
     is_built_in,
     language_opener_of,
@@ -262,7 +262,7 @@ def as_handle(thing):
 
     Examples
     --------
-    >>> from faast_sklearn.backbones import as_handle
+    >>> from faast_sklearn.backbones.handle import as_handle
     >>> as_handle("hf:org/name").spec
     'hf:org/name'
     """

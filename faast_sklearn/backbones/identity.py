@@ -1,12 +1,11 @@
 """Whether an open backbone has the weights that something was learnt with, also in another precision."""
 
 import hashlib
-import threading
-import weakref
 
 import torch
 
 from faast_sklearn.backbones.fingerprints import fingerprint
+from faast_sklearn.backbones.memo import remembered
 from faast_sklearn.backbones.modules import module_version
 
 __all__ = ["same_weights", "weight_summary"]
@@ -14,9 +13,6 @@ __all__ = ["same_weights", "weight_summary"]
 # Entries that are compared where the precision differs, and how far apart rounding to bfloat16 leaves them.
 _SAMPLES = 256
 _ROUNDING = 2.0**-7
-
-_lock = threading.Lock()
-_known = weakref.WeakKeyDictionary()  # module -> its version, and summary
 
 
 def weight_summary(opened):
@@ -47,12 +43,7 @@ def weight_summary(opened):
     module = getattr(opened, "module", None)
     if module is None:
         return None
-    version = module_version(module)
-    with _lock:
-        known = _known.get(module)
-        if known is None or known[0] != version:
-            known = _known[module] = (version, _summary(module, opened.dtype))
-        return known[1]
+    return remembered(module, "summary", lambda: _summary(module, opened.dtype), module_version(module))
 
 
 def same_weights(one, other):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish, refuse_random, run_on_probe
+from faast_sklearn.backbones.base import Backbone, Batch, as_features, frozen, refuse_random, run_on_probe
 from faast_sklearn.backbones.image_reading import read_image
 from faast_sklearn.errors import InputError
 
@@ -145,7 +145,7 @@ class ImageBackbone(Backbone):
     def _probe(self, size):
         """Return the width of the features; refuse a model that gives none, or others in each pass."""
         stripes = np.arange(size[0] * size[1] * 3, dtype=np.uint32).reshape(*size, 3) % 251
-        batch = self.collate([self.load(stripes.astype(np.uint8))])
+        batch = self.collate([self.read(stripes.astype(np.uint8))])
         name = type(self.module).__name__
 
         def twice():
@@ -153,7 +153,7 @@ class ImageBackbone(Backbone):
 
         return run_on_probe(name, "images", twice).shape[1]
 
-    def load(self, sample):
+    def read(self, sample):
         """Read one image as a tensor of shape (1 or 3, h, w), uint8 or float32, from 0 to 255."""
         image = read_image(sample, self.transform.shrink_to)
         if self.transform.keep_ratio and self.transform.crop is not None:
@@ -183,4 +183,4 @@ class ImageBackbone(Backbone):
         """Preprocess on the device and encode."""
         with frozen(self.module):
             features = self.encode(self.transform(batch.inputs, batch.size, self.device).to(self.dtype))
-        return publish(features)
+        return as_features(features)

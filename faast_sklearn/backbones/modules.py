@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Backbone, Batch, frozen, publish, random_state, refuse_random
+from faast_sklearn.backbones.base import Backbone, Batch, as_features, frozen, random_state, refuse_random
 from faast_sklearn.backbones.image_reading import open_image, read_image, rounded
 from faast_sklearn.backbones.timm import TimmBackbone
 from faast_sklearn.backbones.transformers.kinds import HuggingFaceBackbone
@@ -174,7 +174,7 @@ class ModuleBackbone(Backbone):
         self.remedy = _what_to_pass(module)
         self._probed = False
 
-    def load(self, sample):
+    def read(self, sample):
         """Turn one sample into a tensor; without ``preprocess`` images are scaled to [0, 1]."""
         if self.modality == "image":
             if self.preprocess is None:
@@ -207,7 +207,7 @@ class ModuleBackbone(Backbone):
                 refuse_random(type(self.module).__name__, self.dtype, lambda: self._pass(inputs, batch.size).float())
             self._probed = True
         self.n_features = features.shape[1]
-        return publish(features)
+        return as_features(features)
 
     def _pass(self, inputs, size):
         output = _tensor(self.module(inputs))

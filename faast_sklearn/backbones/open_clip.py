@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from faast_sklearn.backbones.base import frozen, publish
+from faast_sklearn.backbones.base import as_features, frozen
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.errors import BackboneError, UnknownBackboneError
 from faast_sklearn.optional import explain_imports, require
@@ -125,7 +125,7 @@ class OpenClipBackbone(ImageBackbone):
         """
         parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]
         with frozen(self.module):
-            return publish(torch.cat([self.module.encode_text(self.tokenizer(p).to(self.device)) for p in parts]))
+            return as_features(torch.cat([self.module.encode_text(self.tokenizer(p).to(self.device)) for p in parts]))
 
 
 def _transform(config):

@@ -9,9 +9,10 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from faast_sklearn.backbones import Backbone, as_handle
+from faast_sklearn.backbones import Backbone
 from faast_sklearn.backbones.device import resolve_device, resolve_dtype
 from faast_sklearn.backbones.fingerprints import fingerprint
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.backbones.identity import same_weights, weight_summary
 from faast_sklearn.errors import FaastError, InputError, SavedFileWarning, shortened
 from faast_sklearn.estimators.statistics import FACTS, Statistics

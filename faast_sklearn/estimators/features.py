@@ -8,7 +8,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from faast_sklearn.backbones import as_handle
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.base import FrozenBackboneMixin
 from faast_sklearn.estimators.statistics import FACTS

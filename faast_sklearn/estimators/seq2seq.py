@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from faast_sklearn.backbones import as_handle
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.errors import FaastError, InputError, NotFittedWarning
 from faast_sklearn.estimators.base import LearningMixin
 from faast_sklearn.estimators.statistics import Statistics
@@ -24,7 +24,7 @@ from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens, refuse
 from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weight_lm import FastWeightLM
 from faast_sklearn.language.generation import Generator
-from faast_sklearn.language.learning import Learner, LikelihoodScorer
+from faast_sklearn.language.passes import LearningPass, LikelihoodPass
 from faast_sklearn.language.problem import WeightProblem, check_settings
 from faast_sklearn.language.prompts import Prompts, targets_of
 from faast_sklearn.language.scoring import TEXT_SCORINGS, text_score
@@ -475,7 +475,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return Statistics(moments, {"device_": str(lm.device)})
 
     def _moments_of(self, lm, exchanges, what, base=None):
-        learner = Learner(lm.model, lm.target, self.learn_from, base)
+        learner = LearningPass(lm.model, lm.target, self.learn_from, base)
         with closing(self._stream(learner, exchanges, what)) as stream:
             return functools.reduce(operator.add, (seen.moments for _, seen in stream))
 
@@ -568,7 +568,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     def _likelihood(self, X, y):
         self._check_params()
         lm = self._fast_weight_lm()
-        scorer = LikelihoodScorer(lm.model, self._told_if_frozen(lm).weights, self.learn_from)
+        scorer = LikelihoodPass(lm.model, self._told_if_frozen(lm).weights, self.learn_from)
         exchanges = self._exchanges(lm.model, X, y, learnt=False)
         found = in_order(self._stream(scorer, exchanges, "score"), len(exchanges))
         return found.double().sum(0).cpu().numpy()

@@ -24,7 +24,7 @@ class Loader:
     Parameters
     ----------
     backbone : Backbone
-        Its ``load`` and ``collate`` run here.
+        Its ``read`` and ``collate`` run here.
     samples : sequence
     single : bool
         There is only one batch.
@@ -59,25 +59,25 @@ class Loader:
         """
         pending = Pending(self, indices)
         if self._pool is None:
-            pending.load(0, len(indices))
+            pending.read(0, len(indices))
             return pending
         # Several pieces a thread even out samples that take longer than others.
         step = len(indices) if self.n_threads == 1 else math.ceil(len(indices) / (4 * self.n_threads))
         bounds = [(start, min(start + step, len(indices))) for start in range(0, len(indices), step)]
         pending.unfinished = len(bounds)
         for start, stop in bounds:
-            self._pool.submit(pending.load, start, stop)
+            self._pool.submit(pending.read, start, stop)
         return pending
 
-    def load(self, i):
+    def read(self, i):
         """Read one sample; an error names it."""
         sample = None
         try:
             sample = self.samples[i]
             if hasattr(sample, "convert"):
                 with _image_locks[(id(sample) >> 4) % len(_image_locks)]:
-                    return self.backbone.load(sample)
-            return self.backbone.load(sample)
+                    return self.backbone.read(sample)
+            return self.backbone.read(sample)
         except Exception as error:
             if isinstance(error, MemoryError) or (isinstance(error, FaastError) and not isinstance(error, InputError)):
                 raise
@@ -97,13 +97,13 @@ class Pending:
         self._lock = threading.Lock()
         self._batch = Future()
 
-    def load(self, start, stop):
+    def read(self, start, stop):
         """Read the samples of one piece."""
         try:
             for k in range(start, stop):
                 if self._cancelled or self._loader.stopped:
                     return
-                self._items[k] = self._loader.load(int(self.indices[k]))
+                self._items[k] = self._loader.read(int(self.indices[k]))
         except BaseException as error:
             self._errors[start] = error
         with self._lock:

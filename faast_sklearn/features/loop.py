@@ -2,14 +2,14 @@
 
 import gc
 import logging
+import math
 import numbers
-import threading
-import weakref
 from collections import deque
 
 import numpy as np
 import torch
 
+from faast_sklearn.backbones.memo import remember, remembered
 from faast_sklearn.errors import InputError, NonFiniteError, OutOfMemoryError
 from faast_sklearn.features.loader import Loader
 from faast_sklearn.features.progress import Report
@@ -19,12 +19,9 @@ __all__ = ["check_batch_size", "first_batch_size", "in_running_order", "stream_f
 
 _logger = logging.getLogger("faast_sklearn")
 
-# The largest batch known to fit, for each opened backbone, which stands for its device, dtype and modality.
-_ceilings = weakref.WeakKeyDictionary()
-_ceilings_lock = threading.Lock()
-
 # Batches made ready while the model runs. Two hide an uneven one; more would only hold memory.
 _AHEAD = 2
+_MOST = "samples that fit into memory"
 
 
 def stream_features(backbone, samples, *, batch_size="auto", verbose=0, description="", report=None, positions=None):
@@ -82,7 +79,7 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     >>> class Mean(Backbone):
     ...     modality, n_features, default_batch_size, truncation = "tensor", 1, 2, "warn"
     ...     device, dtype = torch.device("cpu"), torch.float32
-    ...     load = staticmethod(torch.as_tensor)
+    ...     read = staticmethod(torch.as_tensor)
     ...     def collate(self, items):
     ...         return SimpleNamespace(inputs=torch.stack(items), size=len(items), lengths=None, limit=None)
     ...     def forward(self, batch):
@@ -91,8 +88,8 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     [([0, 1], [0.333..., 0.333...]), ([2], [0.333...])]
     """
     size = first_batch_size(backbone, batch_size)
-    with _ceilings_lock:
-        size = min(size, _ceilings.get(backbone.shares_memory_with, size))
+    # The largest batch known to fit, of the opened backbone, which stands for its device, dtype and modality.
+    size = min(size, remembered(backbone.shares_memory_with, _MOST, lambda: math.inf))
     positions = np.arange(len(samples)) if positions is None else np.asarray(positions)
     level = logging.INFO if batch_size == "auto" else logging.WARNING
     stream = _Stream(backbone, samples, positions, size, level)
@@ -155,7 +152,7 @@ def in_running_order(backbone, samples, positions):
     """
     if backbone.modality != "text":
         return positions
-    lengths = (backbone.sort_key(backbone.load(samples[int(i)])) for i in positions)
+    lengths = (backbone.sort_key(backbone.read(samples[int(i)])) for i in positions)
     return positions[np.argsort(-np.fromiter(lengths, dtype=np.int64, count=len(positions)), kind="stable")]
 
 
@@ -237,9 +234,7 @@ class _Stream:
                 f"{device}. Free memory there, take a smaller backbone or dtype, or use device='cpu'."
             )
         self.size = len(indices) // 2
-        with _ceilings_lock:
-            key = self.backbone.shares_memory_with
-            _ceilings[key] = min(self.size, _ceilings.get(key, self.size))
+        remember(self.backbone.shares_memory_with, _MOST, self.size, better=min)
         _logger.log(self.level, "%d samples did not fit on %s: batch_size is now %d", len(indices), device, self.size)
 
     def _raise_if_bad(self, indices, finite):

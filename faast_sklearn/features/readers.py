@@ -56,7 +56,7 @@ class FeatureReader(Protocol):
         """Return a digest; equal ones are the same rows in the same order."""
 
 
-class _Reader:
+class _CallReader:
     """What both readers share: the facts, the report of the call, the scale of the rows."""
 
     def __init__(self, facts, normalize, report):
@@ -74,7 +74,7 @@ class _Reader:
         return unit_rows(rows) if self._normalize else rows
 
 
-class TableReader(_Reader):
+class TableReader(_CallReader):
     """Reads rows that are features already, as scikit-learn passes them.
 
     Parameters
@@ -125,7 +125,7 @@ class TableReader(_Reader):
         """Accept the width: that of X was checked with its columns."""
 
 
-class BackboneReader(_Reader):
+class BackboneReader(_CallReader):
     """Reads raw samples through an open frozen backbone.
 
     Parameters

@@ -20,11 +20,11 @@ from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.classifier import FaastClassifier
 from faast_sklearn.estimators.evaluation import Evaluation
 from faast_sklearn.estimators.features import BackboneFeatures
-from faast_sklearn.few_shot.episodes import Episodes, sample_episodes, solve_episodes
+from faast_sklearn.few_shot.episodes import sample_episodes, solve_episodes
 from faast_sklearn.inputs.labels import check_labels, named_weights
 from faast_sklearn.inputs.samples import count_samples
 
-__all__ = ["Episodes", "FewShotResult", "few_shot_score", "sample_episodes"]
+__all__ = ["FewShotResult", "few_shot_score"]
 
 # Parameters that the solve of all episodes at once follows, or that have no say in accuracies.
 _FOLLOWED = {"solver", "alpha", "fit_intercept", "backbone", "batch_size", "device", "dtype", "cache", "verbose"}

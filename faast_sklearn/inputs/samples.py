@@ -91,7 +91,7 @@ def refuse_single(X, modality):
 
     Examples
     --------
-    >>> from faast_sklearn.inputs import refuse_single
+    >>> from faast_sklearn.inputs.samples import refuse_single
     >>> refuse_single({3, 5}, "tensor")
     Traceback (most recent call last):
     ...
@@ -263,7 +263,7 @@ def count_samples(X):
 
     Examples
     --------
-    >>> from faast_sklearn.inputs import count_samples
+    >>> from faast_sklearn.inputs.samples import count_samples
     >>> count_samples(["a", "b"]), count_samples(iter("ab"))
     (2, None)
     """
@@ -311,7 +311,7 @@ def iter_chunks(X, y=None, sample_weight=None):
 
     Examples
     --------
-    >>> from faast_sklearn.inputs import iter_chunks
+    >>> from faast_sklearn.inputs.samples import iter_chunks
     >>> list(iter_chunks(["a", "b"], [0, 1]))
     [(['a', 'b'], [0, 1], None)]
     >>> [len(X) for X, y, weight in iter_chunks(batch for batch in [(["a", "b"], [0, 1]), (["c"], [0])])]

@@ -6,9 +6,9 @@ import scipy.stats
 import torch
 
 from faast_sklearn.backbones.base import frozen
-from faast_sklearn.language.observing import raw_logits, row_chunks
+from faast_sklearn.language.tokens import raw_logits, row_chunks
 
-__all__ = ["Held", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before"]
+__all__ = ["HeldOut", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before"]
 
 _MOST_STEPS = 8
 # Choices have one deciding token a sample, often a few dozen in all, and of those Newton's method would make too much:
@@ -19,7 +19,7 @@ _LEAST_GAIN = 1e-3  # nats a token; another step is not worth its time
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 
 
-class Held:
+class HeldOut:
     """Tokens that were left out, and the directions learnt without them.
 
     Parameters
@@ -45,11 +45,11 @@ class Held:
         """Return the tokens that are one of sorted ``among``, with nothing else to choose from."""
         kept = torch.isin(self.targets, among)
         targets = torch.searchsorted(among, self.targets[kept])
-        return Held(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
+        return HeldOut(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
 
     def learning(self, learnt, most=None):
         """Return the same tokens, or the first ``most`` of them, with something else learnt."""
-        return Held(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base, self.among)
+        return HeldOut(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base, self.among)
 
 
 def best_weights(lm, held, start):
@@ -62,7 +62,7 @@ def best_weights(lm, held, start):
     Parameters
     ----------
     lm : LanguageModel
-    held : list of Held
+    held : list of HeldOut
         With :class:`~faast_sklearn.language.solving.Directions`.
     start : (float, float)
         Where to begin.
@@ -191,7 +191,7 @@ def interpolation_weight(lm, held):
     Parameters
     ----------
     lm : LanguageModel
-    held : list of Held
+    held : list of HeldOut
         With the memory's (d, d) weights.
 
     Returns

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Set
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Batch, frozen, publish
+from faast_sklearn.backbones.base import Batch, as_features, frozen
 from faast_sklearn.errors import BackboneError, InputError, nearest, shortened
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
-from faast_sklearn.language.running import Runner
+from faast_sklearn.language.passes import ExchangePass
 
 __all__ = ["ChoiceScorer", "deciding_tokens", "refuse_other_targets"]
 
@@ -19,7 +19,7 @@ _MOST_LOGITS = 2**26
 _MOST_TOKENS = 2**16
 
 
-class ChoiceScorer(Runner):
+class ChoiceScorer(ExchangePass):
     """Runs a language model over prompts and returns the log-probability of each of k whole answers.
 
     Drive it with :func:`~faast_sklearn.features.loop.stream_features`, over ``prompts.questions(X, room=scorer.room)``.
@@ -86,7 +86,7 @@ class ChoiceScorer(Runner):
         with frozen(self.module):
             for rows, answers, ids, mask in batch.inputs:
                 scores[rows] = score(answers, ids.to(self.device), mask.to(self.device))
-        return publish(scores)
+        return as_features(scores)
 
     def _decoder(self, answers, ids, mask):
         n = len(ids)

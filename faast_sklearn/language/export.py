@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from faast_sklearn.backbones.base import alike, frozen
-from faast_sklearn.backbones.transformers.quiet import quiet_transformers
+from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.errors import BackboneError, refuse_missing_parent
 
 __all__ = ["save_folded"]

@@ -4,11 +4,12 @@ from contextlib import contextmanager
 
 import torch
 
-from faast_sklearn.backbones import as_handle, backbone
+from faast_sklearn.backbones import backbone
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError
 from faast_sklearn.language.fast_weights import FastWeights
-from faast_sklearn.language.learning import observe
+from faast_sklearn.language.passes import observe
 from faast_sklearn.language.problem import WeightProblem, check_settings
 from faast_sklearn.language.reserve import digest
 

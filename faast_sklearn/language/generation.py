@@ -7,7 +7,7 @@ import numpy as np
 from faast_sklearn.backbones.base import Batch, frozen
 from faast_sklearn.errors import BackboneError
 from faast_sklearn.language.padding import pad_rows
-from faast_sklearn.language.running import Runner
+from faast_sklearn.language.passes import ExchangePass
 
 __all__ = ["Generator"]
 
@@ -15,7 +15,7 @@ __all__ = ["Generator"]
 _GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
-class Generator(Runner):
+class Generator(ExchangePass):
     """Runs a language model over prompts and returns the texts that it generates.
 
     Drive it with :func:`~faast_sklearn.features.loop.stream_features`, over

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from faast_sklearn.language.calibration import (
-    Held,
+    HeldOut,
     best_weights,
     interpolation_weight,
     is_better,
@@ -20,7 +20,6 @@ from faast_sklearn.language.calibration import (
 )
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.moments import LanguageMoments
-from faast_sklearn.language.observing import TARGETS, token_moments
 from faast_sklearn.language.solving import (
     ALPHAS,
     associative_weights,
@@ -29,6 +28,7 @@ from faast_sklearn.language.solving import (
     key_spectrum,
     residual_directions,
 )
+from faast_sklearn.language.tokens import TARGETS, token_moments
 from faast_sklearn.persistence.fields import Boolean, Integer, Listed, Maybe, Number, OneOf
 from faast_sklearn.persistence.not_saved import NotSaved, OrNotSaved
 from faast_sklearn.persistence.state import Stateful, require
@@ -235,7 +235,7 @@ def _left_out(lm, moments, target, among=None, base=None, single=False):
     for fold in folds[:1] if single else folds:
         keys, targets, samples = (tensor.to(lm.device) for tensor in reserve.rows(fold))
         own = token_moments(lm, target, keys, targets, base)
-        parts.append(Held(keys, targets, samples, own, base))
+        parts.append(HeldOut(keys, targets, samples, own, base))
     if reserve.n_tokens < total.n_tokens or single:
         parts = [part.learning(total - part.learnt) for part in parts]
     else:

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from faast_sklearn.errors import SavedFileError
+from faast_sklearn.errors import SavedFileError, shortened
 from faast_sklearn.persistence.fields import Field
-from faast_sklearn.persistence.streams import short
 
 __all__ = ["Array", "Labels", "Stacked"]
 
@@ -65,7 +64,7 @@ class Array(Field):
     @staticmethod
     def _square(packed, size, source):
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 31:
-            raise source.wrong(f"has size {short(size)}")
+            raise source.wrong(f"has size {shortened(size)}")
         if packed.shape != (size * (size + 1) // 2,):
             raise source.wrong(f"has shape {tuple(packed.shape)}, expected a triangle of {size} rows")
         square = packed.new_empty((size, size))
@@ -114,7 +113,7 @@ class Stacked(Field):
         if node is None:
             return ()
         if not isinstance(node, dict) or not isinstance(node.get("lengths"), list):
-            raise source.wrong(f"is {short(node)}, expected stacked tensors")
+            raise source.wrong(f"is {shortened(node)}, expected stacked tensors")
         whole, lengths = self.whole.unpack(node.get("rows"), source), node["lengths"]
         if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(whole):
             raise source.wrong(f"has {len(whole)} rows, which are not those of its parts")
@@ -161,7 +160,7 @@ class Labels(Field):
     def unpack(self, node, source):
         """Read the labels."""
         if not isinstance(node, dict) or not isinstance(node.get("labels"), list):
-            raise source.wrong(f"is {short(node)}, expected labels")
+            raise source.wrong(f"is {shortened(node)}, expected labels")
         labels, dtype = node["labels"], node.get("dtype")
         if not all(isinstance(label, (bool, int, float, str)) for label in labels):
             raise source.wrong("has labels that are neither numbers nor strings")

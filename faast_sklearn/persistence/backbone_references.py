@@ -10,7 +10,8 @@ import re
 
 import torch
 
-from faast_sklearn.backbones import as_handle, backbone
+from faast_sklearn.backbones import backbone
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.errors import FaastError, SavedFileError
 from faast_sklearn.persistence.fields import Options
 from faast_sklearn.persistence.stored_weights import STORED, open_stored, store_weights
@@ -30,7 +31,7 @@ def pack_backbone(estimator, out):
     ----------
     estimator : estimator
         With a parameter ``backbone``.
-    out : Sink
+    out : TensorWriter
 
     Returns
     -------
@@ -65,7 +66,7 @@ def unpack_backbone(node, source):
     Parameters
     ----------
     node : None, str or dict
-    source : Source
+    source : TensorReader
 
     Raises
     ------

@@ -35,7 +35,7 @@ def pack_estimator(estimator, out):
     Parameters
     ----------
     estimator : estimator of this library, Pipeline, or, through skops, another of scikit-learn
-    out : Sink
+    out : TensorWriter
 
     Raises
     ------
@@ -79,7 +79,7 @@ def unpack_estimator(node, source, given, cls=None):
     ----------
     node : dict
         As :func:`pack_estimator` returned it.
-    source : Source
+    source : TensorReader
     given : dict
         Parameters by name, ``step__name`` within a pipeline, in the place of those in the file.
     cls : class, optional

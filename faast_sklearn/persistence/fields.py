@@ -7,7 +7,7 @@ source)``, the way back. A file can name nothing that is not a field here: no cl
 import math
 import sys
 
-from faast_sklearn.persistence.streams import short
+from faast_sklearn.errors import shortened
 
 __all__ = [
     "Boolean",
@@ -60,7 +60,7 @@ class Number(Field):
         if self.infinite and node in ("inf", "-inf"):
             node = float(node)
         elif isinstance(node, bool) or not isinstance(node, (int, float)) or not abs(node) <= sys.float_info.max:
-            raise source.wrong(f"is {short(node)}, expected a number")
+            raise source.wrong(f"is {shortened(node)}, expected a number")
         if node < self.least:
             raise source.wrong(f"is {node!r}, expected at least {self.least}")
         return float(node)
@@ -79,7 +79,7 @@ class Integer(Field):
     def unpack(self, node, source):
         """Read an integer."""
         if isinstance(node, bool) or not isinstance(node, int) or not self.least <= node < 1 << 63:
-            raise source.wrong(f"is {short(node)}, expected an integer of at least {self.least}")
+            raise source.wrong(f"is {shortened(node)}, expected an integer of at least {self.least}")
         return node
 
 
@@ -93,7 +93,7 @@ class Boolean(Field):
     def unpack(self, node, source):
         """Read a truth value."""
         if not isinstance(node, bool):
-            raise source.wrong(f"is {short(node)}, expected true or false")
+            raise source.wrong(f"is {shortened(node)}, expected true or false")
         return node
 
 
@@ -107,7 +107,7 @@ class Text(Field):
     def unpack(self, node, source):
         """Read a string."""
         if not isinstance(node, str):
-            raise source.wrong(f"is {short(node)}, expected a string")
+            raise source.wrong(f"is {shortened(node)}, expected a string")
         return node
 
 
@@ -130,7 +130,7 @@ class OneOf(Field):
             if type(node) is type(known) and node == known:
                 return node
         if not self.fields:
-            raise source.wrong(f"is {short(node)}, expected one of {', '.join(map(repr, self.values))}")
+            raise source.wrong(f"is {shortened(node)}, expected one of {', '.join(map(repr, self.values))}")
         return self.fields[0].unpack(node, source)
 
 
@@ -169,7 +169,7 @@ class Raw(Field):
         try:
             return bytes.fromhex(node)
         except (TypeError, ValueError):
-            raise source.wrong(f"is {short(node)}, expected bytes") from None
+            raise source.wrong(f"is {shortened(node)}, expected bytes") from None
 
 
 class Listed(Field):
@@ -189,7 +189,7 @@ class Listed(Field):
     def unpack(self, node, source):
         """Read them in order."""
         if not isinstance(node, list):
-            raise source.wrong(f"is {short(node)}, expected a list")
+            raise source.wrong(f"is {shortened(node)}, expected a list")
         values = []
         for i, one in enumerate(node):
             with source.at(i):
@@ -221,7 +221,7 @@ class Options(Field):
             if not isinstance(name, str) or not all(
                 v is None or isinstance(v, (bool, int, float, str)) for v in values
             ):
-                raise source.wrong(f"is {short(pair)}, expected an option")
+                raise source.wrong(f"is {shortened(pair)}, expected an option")
             options[name] = tuple(value) if isinstance(value, list) else value
         return options
 
@@ -265,7 +265,7 @@ class Record(Field):
     def unpack_parts(self, node, source):
         """Return the parts by name."""
         if not isinstance(node, dict) or node.keys() != self.parts.keys():
-            found = sorted(node) if isinstance(node, dict) else short(node)
+            found = sorted(node) if isinstance(node, dict) else shortened(node)
             raise source.wrong(f"is {found}, expected {sorted(self.parts)}")
         values, lengths = {}, {}
         for name, field in self.parts.items():

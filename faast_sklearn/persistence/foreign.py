@@ -41,7 +41,7 @@ def write_foreign(estimator, out, is_ours):
     ----------
     estimator : estimator
         Of scikit-learn.
-    out : Sink
+    out : TensorWriter
     is_ours : callable
         Whether a part is to be taken out.
 
@@ -86,7 +86,7 @@ def read_foreign(name, source, parts):
     Parameters
     ----------
     name : str
-    source : Source
+    source : TensorReader
     parts : list of estimator
         To be put back.
 

@@ -24,7 +24,7 @@ def pack_parameters(estimator, out):
     ----------
     estimator : estimator
         Of this library.
-    out : Sink
+    out : TensorWriter
 
     Returns
     -------
@@ -60,7 +60,7 @@ def unpack_parameters(node, given, names, source):
         What the caller passed by name; it takes the place of what is in the file.
     names : list of str
         The estimator's own.
-    source : Source
+    source : TensorReader
 
     Raises
     ------

@@ -10,7 +10,7 @@ from faast_sklearn.errors import SavedFileError, SavedFileWarning, refuse_missin
 from faast_sklearn.persistence.archive import read_archive, write_archive
 from faast_sklearn.persistence.estimators import pack_estimator, register, unpack_estimator
 from faast_sklearn.persistence.stored_weights import remove_others
-from faast_sklearn.persistence.streams import Sink, Source
+from faast_sklearn.persistence.tensors import TensorReader, TensorWriter
 
 __all__ = ["Persistent", "load", "save"]
 
@@ -70,7 +70,7 @@ def save(estimator, path, *, moments=True, backbone=False):
             raise SavedFileError(f"{text!r} is a file; with the backbone's weights it takes a folder.")
         refuse_missing_parent(folder)
         folder.mkdir(exist_ok=True)
-    out = Sink(moments, folder if backbone else None)
+    out = TensorWriter(moments, folder if backbone else None)
     node = pack_estimator(estimator, out)
     manifest = {"versions": _versions(out.backbones), "estimator": node}
     write_archive(Path(text) if folder is None else folder / _NAME, manifest, out.tensors)
@@ -122,7 +122,7 @@ def _load(path, parameters, cls=None):
             raise SavedFileError(f"there is no {_NAME} in the folder {str(path)!r}, so save did not write it.")
         path = path / _NAME
     manifest, tensors = read_archive(path)
-    source = Source(tensors, path.resolve().parent)
+    source = TensorReader(tensors, path.resolve().parent)
     if not isinstance(manifest, dict) or manifest.keys() != {"versions", "estimator"}:
         raise source.wrong("has no estimator")
     try:

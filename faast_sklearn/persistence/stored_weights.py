@@ -10,8 +10,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from faast_sklearn.backbones import as_handle, backbone
+from faast_sklearn.backbones import backbone
 from faast_sklearn.backbones.bundled import BUNDLED
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.errors import SavedFileError
 from faast_sklearn.persistence.archive import ABANDONED, digest_of_file, sync_folder
 from faast_sklearn.persistence.fields import Options
@@ -92,7 +93,7 @@ def open_stored(node, source):
     ----------
     node : dict
         Of :func:`store_weights`.
-    source : Source
+    source : TensorReader
 
     Raises
     ------

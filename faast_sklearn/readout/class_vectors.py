@@ -1,7 +1,5 @@
 """What classes are associated with: vectors of their own instead of one-hot codes."""
 
-import threading
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from faast_sklearn.backbones.memo import remembered
 from faast_sklearn.errors import InputError
 from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.persistence.arrays import Array
@@ -22,9 +21,6 @@ _CAPTION = "A photo of a {label}."
 # Between cosines and logits, where a model brings no scale of its own. Over captions and sentences told apart by
 # their MiniLM similarity to class names, the log-loss is least between 5 and 20.
 _LOGIT_SCALE = 10.0
-
-_embedded = weakref.WeakKeyDictionary()  # backbone -> {text: vector}
-_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -138,13 +134,11 @@ def _of_texts(texts, backbone):
 
 def _embed(backbone, texts):
     """Return the embedding of each text; once an opened backbone, which searches ask again and again."""
-    with _lock:
-        known = _embedded.setdefault(backbone, {})
-        new = [text for text in dict.fromkeys(texts) if text not in known]
+    known = remembered(backbone, "vectors of texts", dict)
+    new = [text for text in dict.fromkeys(texts) if text not in known]
     if new:
         vectors = backbone.embed_text(new).to(dtype=torch.float64, device="cpu").numpy()
-        with _lock:
-            known.update(zip(new, vectors, strict=True))
+        known.update(zip(new, vectors, strict=True))
     return known
 
 

@@ -13,34 +13,8 @@ Everything from a :class:`Spectrum` on takes many problems of one size at once: 
 arrays of shape ``(...)`` with them.
 """
 
-from faast_sklearn.solvers.filters import (
-    Solution,
-    condition_of,
-    pinv_filter,
-    ridge_filter,
-    solve_cholesky,
-    solve_pinv,
-    solve_ridge,
-)
-from faast_sklearn.solvers.gcv import gcv_error, gcv_pinv, gcv_ridge, residual_share
-from faast_sklearn.solvers.solve import fast_weights, solve_spectrum
-from faast_sklearn.solvers.spectrum import Spectrum, above_rounding, decompose
+from faast_sklearn.solvers.filters import Solution, solve_pinv, solve_ridge
+from faast_sklearn.solvers.solve import fast_weights
+from faast_sklearn.solvers.spectrum import Spectrum, decompose
 
-__all__ = [
-    "Solution",
-    "Spectrum",
-    "above_rounding",
-    "condition_of",
-    "decompose",
-    "fast_weights",
-    "gcv_error",
-    "gcv_pinv",
-    "gcv_ridge",
-    "pinv_filter",
-    "residual_share",
-    "ridge_filter",
-    "solve_cholesky",
-    "solve_pinv",
-    "solve_ridge",
-    "solve_spectrum",
-]
+__all__ = ["Solution", "Spectrum", "decompose", "fast_weights", "solve_pinv", "solve_ridge"]

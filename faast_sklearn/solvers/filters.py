@@ -65,7 +65,7 @@ def ridge_filter(values, penalty):
     Examples
     --------
     >>> import torch
-    >>> from faast_sklearn.solvers import ridge_filter
+    >>> from faast_sklearn.solvers.filters import ridge_filter
     >>> ridge_filter(torch.tensor([1.0, 3.0]), 1.0).tolist()
     [0.5, 0.25]
     """
@@ -89,7 +89,7 @@ def pinv_filter(values, rtol):
     Examples
     --------
     >>> import torch
-    >>> from faast_sklearn.solvers import pinv_filter
+    >>> from faast_sklearn.solvers.filters import pinv_filter
     >>> pinv_filter(torch.tensor([1.0, 4.0]), 0.9).tolist()
     [0.0, 0.25]
     """

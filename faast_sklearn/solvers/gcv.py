@@ -38,7 +38,7 @@ def residual_share(df, n_samples, n_rows, least=1e-3):
 
     Examples
     --------
-    >>> from faast_sklearn.solvers import residual_share
+    >>> from faast_sklearn.solvers.gcv import residual_share
     >>> residual_share(20.0, 100.0, 100.0), round(residual_share(20.0, 50.0, 100.0), 2)
     (0.8, 0.66)
     """
@@ -135,7 +135,8 @@ def gcv_error(solution, moments, intercept=True):
     --------
     >>> import numpy as np
     >>> from faast_sklearn.moments import ClassMoments
-    >>> from faast_sklearn.solvers import fast_weights, gcv_error
+    >>> from faast_sklearn.solvers import fast_weights
+    >>> from faast_sklearn.solvers.gcv import gcv_error
     >>> moments = ClassMoments.from_rows(np.array([[0.0], [1.0], [9.0], [10.0]]), np.array([0, 0, 1, 1]))
     >>> round(gcv_error(fast_weights(moments, alpha=0.01), moments), 3)
     0.024

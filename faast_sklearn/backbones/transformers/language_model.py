@@ -6,9 +6,9 @@ import inspect
 import torch
 
 from faast_sklearn.backbones.base import alike, frozen
-from faast_sklearn.backbones.transformers.placing import place_parts
-from faast_sklearn.backbones.transformers.quiet import quiet_transformers
+from faast_sklearn.backbones.transformers.architecture import find_architecture
 from faast_sklearn.backbones.transformers.text import token_limit
+from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.errors import BackboneError
 
 __all__ = ["LanguageModel"]
@@ -92,7 +92,7 @@ class LanguageModel:
         self.readouts = readouts
         self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
         with quiet_transformers():
-            parts = place_parts(module)
+            parts = find_architecture(module)
         self.embedding, self.head, self.layers = parts.embedding, parts.head, parts.layers
         self.final_norm, self.norm_factor = parts.final_norm, parts.norm_factor
         self._finish = parts.finish

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.transformers.quiet import quiet_transformers
+from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.errors import BackboneError, FaastError
 from faast_sklearn.optional import explain_imports, require
 
@@ -195,8 +195,8 @@ class Source:
     def _parsed_once(self):
         """Keep what is read of a GGUF file, which transformers parses anew for each of its parts.
 
-        Callers hold the lock of :mod:`~faast_sklearn.backbones.opened`; what is swapped in for that time returns
-        the same results for the same arguments.
+        Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`; what is swapped in for that time
+        returns the same results for the same arguments.
         """
         if self.gguf_file is None:
             yield

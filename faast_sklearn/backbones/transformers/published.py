@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from faast_sklearn.backbones.transformers.loading import absent_tensors
-from faast_sklearn.backbones.transformers.quiet import quiet_transformers
+from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.errors import BackboneError
 
 __all__ = ["PublishedCheckpoint", "Readouts", "load_published", "published_settings"]

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Backbone, Batch, alike, frozen, publish, refuse_random, run_on_probe
+from faast_sklearn.backbones.base import Backbone, Batch, alike, as_features, frozen, refuse_random, run_on_probe
 from faast_sklearn.errors import BackboneError, InputError
 
 __all__ = ["POOLINGS", "TextBackbone", "n_known_tokens", "pool", "refuse_unknown_tokens", "token_limit"]
@@ -226,7 +226,7 @@ class TextBackbone(Backbone):
             self._alone = True  # it reads padding as text: texts of one length run together, without any
         return alone.shape[1]
 
-    def load(self, sample):
+    def read(self, sample):
         """Return the string itself."""
         if not isinstance(sample, str):
             raise InputError(f"{sample!r} is {type(sample).__name__}, expected str.")
@@ -252,7 +252,7 @@ class TextBackbone(Backbone):
             features = self._encode_by_length(inputs) if self._alone else self.encode(inputs)
             if self.head is not None:
                 features = self.head(features)
-        return publish(features)
+        return as_features(features)
 
     def _encode_by_length(self, inputs):
         lengths = inputs["attention_mask"].sum(1)
@@ -293,7 +293,7 @@ class TextBackbone(Backbone):
         tensor of shape (len(texts), n_features)
         """
         size = self.default_batch_size
-        parts = [self.load(text) for text in texts]
+        parts = [self.read(text) for text in texts]
         parts = [parts[i : i + size] for i in range(0, len(parts), size)]
         return torch.cat([self.forward(self.collate(part)) for part in parts])
 

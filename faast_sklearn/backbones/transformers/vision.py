@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from faast_sklearn.backbones.base import Batch, frozen, publish
+from faast_sklearn.backbones.base import Batch, as_features, frozen
 from faast_sklearn.backbones.image_reading import read_image, rounded
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.backbones.timm import transform_from_config
@@ -104,8 +104,8 @@ class _EitherReader(ImageBackbone):
         self.settings = (str(reader.to_dict()),)
         self.n_features = self._probe((32, 32))
 
-    def load(self, sample):
-        return super().load(sample) if self.processor is None else rounded(read_image(sample))  # processors take bytes
+    def read(self, sample):
+        return super().read(sample) if self.processor is None else rounded(read_image(sample))  # processors take bytes
 
     def collate(self, items):
         if self.processor is None:
@@ -124,7 +124,7 @@ class _EitherReader(ImageBackbone):
                     for key, value in batch.inputs.items()
                 }
             features = self.encode(inputs)
-        return publish(features)
+        return as_features(features)
 
 
 class VisionBackbone(_EitherReader):

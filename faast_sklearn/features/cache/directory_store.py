@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 from faast_sklearn.errors import InputError
-from faast_sklearn.features.cache.owners import exclusively, forsake, is_alive, process_owner
+from faast_sklearn.features.cache.processes import exclusively, forsake, is_alive, process_owner
 
 __all__ = ["DirectoryStore"]
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import threading
-import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.image_reading import encoded_image, load_pixels, says_its_scale
+from faast_sklearn.backbones.memo import remembered
 from faast_sklearn.errors import InputError
 from faast_sklearn.features.loader import Loader
 from faast_sklearn.inputs.samples import is_pil
@@ -23,9 +22,6 @@ _FORMAT = "faast_sklearn features 1"
 _KEY_BYTES = 20
 _BLOCK = 512  # samples read and hashed at a time by a thread's share
 _ROW_BYTES = 8 << 20  # of a table, hashed at a time
-
-_fingerprints = weakref.WeakKeyDictionary()
-_fingerprints_lock = threading.Lock()
 
 
 def backbone_fingerprint(backbone, in_memory):
@@ -43,10 +39,7 @@ def backbone_fingerprint(backbone, in_memory):
     """
     if in_memory:
         return backbone.fingerprint()
-    with _fingerprints_lock:
-        if backbone not in _fingerprints:
-            _fingerprints[backbone] = backbone.fingerprint()
-        return _fingerprints[backbone]
+    return remembered(backbone, "fingerprint", backbone.fingerprint)
 
 
 def sample_keys(samples, backbone, fingerprint):
@@ -83,9 +76,9 @@ def sample_keys(samples, backbone, fingerprint):
     >>> one == again, one == other
     (True, False)
     """
-    reader = _Reader(backbone, fingerprint)
+    hasher = _SampleHasher(backbone, fingerprint)
     keys = []
-    with Loader(reader, samples, single=len(samples) <= _BLOCK) as loader:
+    with Loader(hasher, samples, single=len(samples) <= _BLOCK) as loader:
         ahead = []
         for start in range(0, len(samples), _BLOCK):
             ahead.append(loader.submit(np.arange(start, min(start + _BLOCK, len(samples)))))
@@ -96,7 +89,7 @@ def sample_keys(samples, backbone, fingerprint):
     return keys
 
 
-class _Reader:
+class _SampleHasher:
     """Stands in for a backbone in a Loader, which brings its threads and its errors that name the sample."""
 
     def __init__(self, backbone, fingerprint):
@@ -104,10 +97,10 @@ class _Reader:
         self.modality = backbone.modality
         self._start = hashlib.sha256(f"{_FORMAT}\0{fingerprint}\0".encode())
 
-    def load(self, sample):
+    def read(self, sample):
         digest = self._start.copy()
         if not self._known(digest, sample):
-            _update(digest, self.backbone.load(sample))
+            _update(digest, self.backbone.read(sample))
         return digest.digest()[:_KEY_BYTES]
 
     def collate(self, keys):
@@ -170,7 +163,7 @@ def _update(digest, item):
     else:
         raise InputError(
             f"a cache compares samples by content, which is unknown of {type(item).__name__}; let the backbone's "
-            "load (or preprocess) return tensors, arrays or strings, or use cache=None."
+            "read (or preprocess) return tensors, arrays or strings, or use cache=None."
         )
 
 

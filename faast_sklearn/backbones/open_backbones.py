@@ -54,7 +54,7 @@ def open_count():
 
     Examples
     --------
-    >>> from faast_sklearn.backbones import open_count
+    >>> from faast_sklearn.backbones.open_backbones import open_count
     >>> before = open_count()
     >>> before >= 0
     True

@@ -11,7 +11,7 @@ __all__ = ["quiet_transformers"]
 def quiet_transformers():
     """Silence load reports and weight-loading bars inside the block.
 
-    Callers hold the lock of :mod:`~faast_sklearn.backbones.opened`, so levels are not swapped by
+    Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`, so levels are not swapped by
     two threads at once.
     """
     from transformers.utils import logging

@@ -10,7 +10,7 @@ from torch import nn
 from faast_sklearn.backbones.base import frozen
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["Finish", "Parts", "place_parts"]
+__all__ = ["Architecture", "Finish", "find_architecture"]
 
 # What models do to their output matrix's result, by the configuration's name for it. Whether a scale multiplies
 # or divides, and whether a field is used at all, is measured.
@@ -33,7 +33,7 @@ class Finish:
     Examples
     --------
     >>> import torch
-    >>> from faast_sklearn.backbones.transformers.placing import Finish
+    >>> from faast_sklearn.backbones.transformers.architecture import Finish
     >>> Finish(scale=0.5)(torch.tensor([4.0])), Finish(cap=1.0).slope(torch.tensor([0.0]))
     (tensor([2.]), tensor([1.]))
     """
@@ -60,7 +60,7 @@ class Finish:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Architecture:
     """The parts of a language model that fast weights touch.
 
     Parameters
@@ -87,7 +87,7 @@ class Parts:
     finish: Finish
 
 
-def place_parts(module):
+def find_architecture(module):
     """Find the parts of a language model, and check on five tokens that they do what their places suggest.
 
     Blocks and norm are recognised by what they are called with and return, not by their names, so models need
@@ -101,7 +101,7 @@ def place_parts(module):
 
     Returns
     -------
-    Parts
+    Architecture
 
     Raises
     ------
@@ -125,7 +125,7 @@ def place_parts(module):
     _check_head(module, head, hidden, pass_.product)
     layers, owner = _find_layers(module, decoder, calls)
     final_norm, norm_factor = _find_norm(owner, calls, hidden)
-    return Parts(
+    return Architecture(
         embedding=(decoder.get_input_embeddings() if both else None) or module.get_input_embeddings(),
         head=head,
         final_norm=final_norm,

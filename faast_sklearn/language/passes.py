@@ -5,16 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from faast_sklearn.backbones.base import Batch
+from faast_sklearn.backbones.base import Batch, ForwardPass
 from faast_sklearn.backbones.device import moments_device
 from faast_sklearn.language.moments import LanguageMoments
-from faast_sklearn.language.observing import hidden_states, next_token_log_probabilities, token_moments
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.reserve import Reserve, digest
-from faast_sklearn.language.running import Runner
+from faast_sklearn.language.tokens import hidden_states, next_token_log_probabilities, token_moments
 from faast_sklearn.moments.cross_moments import CrossMoments
 
-__all__ = ["Learner", "LikelihoodScorer", "Observation", "observe"]
+__all__ = ["ExchangePass", "LearningPass", "LikelihoodPass", "Observation", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,37 @@ def _middle_moments(lm, k, states, where):
     return CrossMoments.from_rows(keys.to(device), (values * torch.sigmoid(score)).to(device))
 
 
-class _Reader(Runner):
+class ExchangePass(ForwardPass):
+    """Runs an opened language model over :class:`~faast_sklearn.language.exchanges.Exchange` samples.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Whatever hooks its module has are active.
+    """
+
+    modality = "text"
+
+    def __init__(self, lm):
+        self.lm = lm
+        self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
+        self.default_batch_size = lm.default_batch_size
+
+    @property
+    def shares_memory_with(self):
+        """The module, whichever pass runs it: what fitted into memory once is remembered for it."""
+        return self.module
+
+    def read(self, sample):
+        """Return the exchange itself."""
+        return sample
+
+    def sort_key(self, item):
+        """Tokens of the exchange."""
+        return len(item.prompt) + len(item.answer)
+
+
+class _AnswerPass(ExchangePass):
     """Collates exchanges for one pass that is told every token."""
 
     def __init__(self, lm, learn_from="answer"):
@@ -116,7 +145,7 @@ class _Reader(Runner):
         return inputs, where.to(self.device), targets.to(self.device), digests
 
 
-class Learner(_Reader):
+class LearningPass(_AnswerPass):
     """Runs a language model over prompts and answers and returns what they teach.
 
     Drive it with :func:`~faast_sklearn.features.loop.stream_features`; ``forward`` returns an :class:`Observation`.
@@ -141,15 +170,12 @@ class Learner(_Reader):
         inputs, where, targets, digests = self._on_device(batch)
         return observe(self.lm, inputs, where, targets, digests, target=self.target, weights=self.weights)
 
-    def check(self, output, n):
-        """Nothing to check: :func:`observe` asks for positions and gets them."""
-
     def finite(self, output):
         """Return whether the hidden states of each sample are finite."""
         return output.finite
 
 
-class LikelihoodScorer(_Reader):
+class LikelihoodPass(_AnswerPass):
     """Runs a language model over prompts and answers and returns how likely the answers are.
 
     Parameters

@@ -2,10 +2,10 @@
 
 from faast_sklearn.errors import SavedFileError
 
-__all__ = ["Sink", "Source", "short"]
+__all__ = ["TensorReader", "TensorWriter"]
 
 
-class Sink:
+class TensorWriter:
     """Collects the tensors of a file that is being written.
 
     Parameters
@@ -47,7 +47,7 @@ class Sink:
         return _Place(self._place, name)
 
 
-class Source:
+class TensorReader:
     """Gives out the tensors of a file that is being read, each once, and says where a value is wrong.
 
     Parameters
@@ -92,9 +92,3 @@ class _Place:
     def __exit__(self, *error):
         if error[0] is None or not issubclass(error[0], SavedFileError):
             self._stack.pop()  # else the place is that of the error
-
-
-def short(node):
-    """Return the start of what a value looks like."""
-    text = repr(node)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,60 @@
+"""What is remembered of an open backbone, or of its module, for as long as it lives."""
+
+import threading
+import weakref
+
+__all__ = ["remember", "remembered"]
+
+_lock = threading.Lock()
+_memos = weakref.WeakKeyDictionary()  # owner -> _Memo
+
+
+class _Memo:
+    def __init__(self):
+        self.values = {}
+        self.lock = threading.RLock()
+
+
+def _of(owner):
+    with _lock:
+        return _memos.setdefault(owner, _Memo())
+
+
+def remembered(owner, key, make, version=None):
+    """Return ``make()``, made once for each owner and key; who asks meanwhile waits.
+
+    Parameters
+    ----------
+    owner : object
+        That can be referred to weakly: what is remembered goes with it.
+    key : hashable
+    make : callable
+    version : object, default=None
+        What was made of another version of the owner is made anew.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones.memo import remember, remembered
+    >>> class Model:
+    ...     pass
+    >>> model = Model()
+    >>> remembered(model, "size", lambda: 3), remembered(model, "size", lambda: 4)
+    (3, 3)
+    >>> remember(model, "size", 5, better=max)
+    >>> remembered(model, "size", lambda: 4)
+    5
+    """
+    memo = _of(owner)
+    with memo.lock:
+        known = memo.values.get(key)
+        if known is None or known[0] != version:
+            known = memo.values[key] = (version, make())
+        return known[1]
+
+
+def remember(owner, key, value, *, better):
+    """Remember a value, or the better of it and the one that is remembered: ``better(known, value)``."""
+    memo = _of(owner)
+    with memo.lock:
+        version, known = memo.values.get(key, (None, value))
+        memo.values[key] = (version, better(known, value))
