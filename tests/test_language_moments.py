@@ -191,9 +191,9 @@ def test_residual_values_are_the_negative_gradient_of_the_loss(name, opened):
 @pytest.mark.parametrize("most", [1, 2**24])
 def test_curvature_is_the_sum_over_tokens(name, most, opened, monkeypatch):
     """Fisher's information of each token about its hidden state, from what chunks of rows add up."""
-    from faast_sklearn.language import tokens
+    from faast_sklearn.language import tokens as module
 
-    monkeypatch.setattr(tokens, "_MOST_LOGITS", most)
+    monkeypatch.setattr(module, "_MOST_LOGITS", most)
     lm = opened(name)
     keys, targets = tokens(lm, 9)
     moments = token_moments(lm, "residual", keys, targets)

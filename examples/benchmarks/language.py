@@ -25,7 +25,7 @@ from timing import in_turn, ratio
 from faast_sklearn import FaastSeq2Seq, backbone
 from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.language.padding import pad_rows
-from faast_sklearn.language.passes import Learner
+from faast_sklearn.language.passes import LearningPass
 from faast_sklearn.language.prompts import Prompts
 
 
@@ -75,7 +75,7 @@ def learning(handle, lm, X, y, args):
     """Print what ``fit`` and the solve cost; return a fitted estimator."""
     # Texts of like length share a batch, as in fit; otherwise padding alone would decide.
     exchanges = sorted(Prompts(lm).pairs(X, y), key=lambda one: -len(one.prompt) - len(one.answer))
-    collate = Learner(lm, "residual").collate
+    collate = LearningPass(lm, "residual").collate
     starts = range(0, len(exchanges), args.batch_size)
     batches = [collate(exchanges[start : start + args.batch_size]).inputs[0] for start in starts]
 
