@@ -7,6 +7,7 @@ else on the scheduler that ``dask.config.set(scheduler=...)`` names.
 import contextlib
 import functools
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ __all__ = ["decision_function", "fit", "partial_fit", "predict", "predict_proba"
 _SPLIT_EVERY = 8
 
 
-def fit(estimator, X, y=None, sample_weight=None):
+def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Forget everything and learn from labelled samples that lie in the partitions of Dask collections.
 
     Workers turn their partitions into moments, these are added up where they are and then across workers, and one sum
@@ -95,7 +96,7 @@ def fit(estimator, X, y=None, sample_weight=None):
     return _learn(estimator, X, y, sample_weight, reset=True)
 
 
-def partial_fit(estimator, X, y=None, classes=None, sample_weight=None):
+def partial_fit(estimator: Any, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Any:
     """Learn more labelled samples that lie in the partitions of Dask collections.
 
     Parameters
@@ -133,7 +134,7 @@ def partial_fit(estimator, X, y=None, classes=None, sample_weight=None):
     return _learn(estimator, X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
 
-def predict(estimator, X):
+def predict(estimator: Any, X: Any) -> Any:
     """Predict lazily, partition by partition.
 
     Parameters
@@ -164,7 +165,7 @@ def predict(estimator, X):
     return _answers(estimator, X, "predict")
 
 
-def predict_proba(estimator, X):
+def predict_proba(estimator: Any, X: Any) -> Any:
     """Return calibrated probabilities of each class, lazily.
 
     Parameters
@@ -179,7 +180,7 @@ def predict_proba(estimator, X):
     return _answers(estimator, X, "predict_proba")
 
 
-def decision_function(estimator, X):
+def decision_function(estimator: Any, X: Any) -> Any:
     """Return the scores of each class, lazily.
 
     Parameters
@@ -278,17 +279,17 @@ class _Bar:
             self._thread.join()
 
 
-def moments_of_partition(learner, number, X, y, sample_weight):
+def moments_of_partition(learner: Any, number: Any, X: Any, y: Any, sample_weight: Any) -> Any:
     with _told_of(number), _turns():
         return learner.learn(*_unzipped(X, y, sample_weight))
 
 
-def sum_of_moments(parts):
+def sum_of_moments(parts: Any) -> Any:
     parts = [part for part in parts if part is not None]
     return functools.reduce(lambda a, b: a + b, parts) if parts else None
 
 
-def counts_of_partition(number, X, y, sample_weight):
+def counts_of_partition(number: Any, X: Any, y: Any, sample_weight: Any) -> Any:
     with _told_of(number):
         _, y, sample_weight = _unzipped(X, y, sample_weight)
         return label_counts(y, sample_weight)
@@ -421,18 +422,18 @@ def _answers(estimator, X, method):
     return X.map_partitions(answers_of_frame, small, method, empty, meta=meta)
 
 
-def answers_of_partition(X, estimator, method, empty):
+def answers_of_partition(X: Any, estimator: Any, method: Any, empty: Any) -> Any:
     if not len(X):
         return empty
     with _turns():
         return getattr(estimator, method)(X)
 
 
-def answers_of_bag(X, estimator, method, empty):
+def answers_of_bag(X: Any, estimator: Any, method: Any, empty: Any) -> Any:
     return list(answers_of_partition(X, estimator, method, empty))
 
 
-def answers_of_frame(X, estimator, method, empty):
+def answers_of_frame(X: Any, estimator: Any, method: Any, empty: Any) -> Any:
     answers = answers_of_partition(X, estimator, method, empty)
     return _framed(answers, estimator.classes_ if answers.ndim == 2 else None, X.index)
 

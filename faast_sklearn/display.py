@@ -1,6 +1,7 @@
 """Plots: accuracy against shots, and the validation score along a path of alphas. They need matplotlib."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -45,24 +46,24 @@ class FewShotCurveDisplay:
     'shots (examples a class)'
     """
 
-    def __init__(self, results):
+    def __init__(self, results: dict) -> None:
         self.results = results
 
     @classmethod
     def from_estimator(
         cls,
-        estimators,
-        X,
-        y,
+        estimators: Any,
+        X: Any,
+        y: Any,
         *,
-        shots=(1, 2, 5, 10),
-        n_way=5,
-        n_query=15,
-        n_episodes=100,
-        random_state=None,
-        ax=None,
-        **line_kw,
-    ):
+        shots: Sequence = (1, 2, 5, 10),
+        n_way: Any = 5,
+        n_query: Any = 15,
+        n_episodes: Any = 100,
+        random_state: Any = None,
+        ax: Any = None,
+        **line_kw: Any,
+    ) -> "FewShotCurveDisplay":
         """Evaluate estimators at several numbers of shots and plot them.
 
         Parameters
@@ -101,7 +102,7 @@ class FewShotCurveDisplay:
         return cls.from_results(results, ax=ax, **line_kw)
 
     @classmethod
-    def from_results(cls, results, *, ax=None, **line_kw):
+    def from_results(cls, results: dict, *, ax: Any = None, **line_kw: Any) -> "FewShotCurveDisplay":
         """Plot results that are there already.
 
         Parameters
@@ -118,7 +119,7 @@ class FewShotCurveDisplay:
         """
         return cls(results).plot(ax, **line_kw)
 
-    def plot(self, ax=None, *, name=None, **line_kw):
+    def plot(self, ax: Any = None, *, name: str | None = None, **line_kw: Any) -> "FewShotCurveDisplay":
         """Draw the curves.
 
         Parameters
@@ -196,7 +197,9 @@ class AlphaPathDisplay:
     'accuracy'
     """
 
-    def __init__(self, alphas, curves, *, score_name="score", chosen=None):
+    def __init__(
+        self, alphas: np.ndarray, curves: dict, *, score_name: str = "score", chosen: dict | None = None
+    ) -> None:
         self.alphas = alphas
         self.curves = curves
         self.score_name = score_name
@@ -204,8 +207,18 @@ class AlphaPathDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y, *, alphas=None, cv=5, scoring="neg_squared_error", ax=None, name=None, **line_kw
-    ):
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        alphas: Any = None,
+        cv: Any = 5,
+        scoring: Any = "neg_squared_error",
+        ax: Any = None,
+        name: str | None = None,
+        **line_kw: Any,
+    ) -> "AlphaPathDisplay":
         """Cross-validate an estimator along a path of alphas and plot its scores.
 
         Parameters
@@ -232,11 +245,20 @@ class AlphaPathDisplay:
         require("matplotlib")
         path = alpha_path(clone(estimator), X, y, alphas=alphas, cv=cv, scoring=scoring)
         name = type(estimator).__name__ if name is None else name
-        results = {"score_name": path.scoring, "chosen": path.best_alpha_, "name": name}
+        results: dict[str, Any] = {"score_name": path.scoring, "chosen": path.best_alpha_, "name": name}
         return cls.from_results(path.cv_results_, **results, ax=ax, **line_kw)
 
     @classmethod
-    def from_results(cls, cv_results, *, score_name="score", chosen=None, ax=None, name="validation", **line_kw):
+    def from_results(
+        cls,
+        cv_results: dict,
+        *,
+        score_name: str = "score",
+        chosen: float | None = None,
+        ax: Any = None,
+        name: str = "validation",
+        **line_kw: Any,
+    ) -> "AlphaPathDisplay":
         """Plot the results of a search over ``alpha``.
 
         Parameters
@@ -275,7 +297,7 @@ class AlphaPathDisplay:
         display = cls(alphas, {name: (mean, spread)}, score_name=score_name, chosen={name: float(chosen)})
         return display.plot(ax, **line_kw)
 
-    def plot(self, ax=None, *, name=None, **line_kw):
+    def plot(self, ax: Any = None, *, name: str | None = None, **line_kw: Any) -> "AlphaPathDisplay":
         """Draw the curves.
 
         Parameters

@@ -7,6 +7,7 @@ the processes of the group.
 
 import functools
 import inspect
+from typing import Any
 
 import torch
 import torch.distributed
@@ -23,7 +24,7 @@ _OWN = (*RUN_PARAMETERS, "backbone")
 _ACCELERATORS = {"nccl": "cuda", "xccl": "xpu"}
 
 
-def fit(estimator, X, y=None, sample_weight=None, *, group=None):
+def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None, *, group: Any = None) -> Any:
     """Forget everything and learn from the samples of all ranks.
 
     Every rank of the group calls it, with its own samples and an estimator of equal parameters. Afterwards each has
@@ -74,7 +75,7 @@ def fit(estimator, X, y=None, sample_weight=None, *, group=None):
     return _learn(_Ranks(group), estimator, X, y, sample_weight, True)
 
 
-def partial_fit(estimator, X, y=None, sample_weight=None, *, group=None):
+def partial_fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None, *, group: Any = None) -> Any:
     """Add the samples of all ranks to what every rank's estimator has learnt.
 
     Parameters
@@ -98,7 +99,7 @@ def partial_fit(estimator, X, y=None, sample_weight=None, *, group=None):
     return _learn(_Ranks(group), estimator, X, y, sample_weight, reset, partial=True)
 
 
-def all_reduce(estimator, *, group=None):
+def all_reduce(estimator: Any, *, group: Any = None) -> Any:
     """Make each rank's estimator the one that has learnt what those of all ranks have.
 
     For estimators that learn for themselves for a while. Calling it twice counts everything twice: what is common to

@@ -5,7 +5,9 @@ Each error is also the built-in type that scikit-learn users already catch (``Va
 """
 
 import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "BackboneError",
@@ -32,7 +34,7 @@ class FaastError(Exception):
 _LONGEST = 500
 
 
-def shortened(value, most=60, *, quoted=True):
+def shortened(value: Any, most: int = 60, *, quoted: bool = True) -> str:
     """Return a value of the user's as a message shows it: on one line, cut in the middle where it is long.
 
     Parameters
@@ -50,20 +52,20 @@ def shortened(value, most=60, *, quoted=True):
     "'aaaaaaaaaa...aaaa'"
     """
     if isinstance(value, (str, bytes)) and len(value) > 4 * most:
-        value = value[: 2 * most] + value[-2 * most :]  # whose repr is made of all of it
-    text = (repr(value) if quoted else str(value)).replace("\n", " ")
+        value = value[: 2 * most] + value[-2 * most :]  # type: ignore[operator] # whose repr is made of all of it
+    text: str = (repr(value) if quoted else str(value)).replace("\n", " ")
     if len(text) <= most:
         return text
     end = (most - 3) // 3
     return f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
-def listed(names, most):
+def listed(names: Sequence[str], most: int) -> str:
     """Return the first of some names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def nearest(value, known, cutoff=0.6):
+def nearest(value: Any, known: Iterable, cutoff: float = 0.6) -> Any:
     """Return what is most like a value among what is known: equal but for case and spaces, else of like letters.
 
     Returns
@@ -85,7 +87,7 @@ def nearest(value, known, cutoff=0.6):
     return names[near[0]] if near else None
 
 
-def refuse_missing_parent(path):
+def refuse_missing_parent(path: Any) -> None:
     """Raise FileNotFoundError if the folder that a file or folder is to be made in does not exist."""
     parent = Path(path).absolute().parent
     if not parent.is_dir():
@@ -98,7 +100,7 @@ class InputError(FaastError, ValueError):
     It has at most 500 characters, whatever it quotes: culprit and remedy are at its ends.
     """
 
-    def __init__(self, message="", *more):
+    def __init__(self, message: Any = "", *more: Any) -> None:
         super().__init__(shortened(message, most=_LONGEST, quoted=False) if len(message) > _LONGEST else message, *more)
 
 

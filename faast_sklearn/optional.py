@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -11,7 +13,7 @@ __all__ = ["explain_imports", "require"]
 
 
 @contextlib.contextmanager
-def explain_imports(package, pip=None):
+def explain_imports(package: str, pip: str | None = None) -> Iterator[Any]:
     """Turn a failing import inside the block into an error that names the remedy.
 
     Parameters
@@ -43,7 +45,7 @@ def explain_imports(package, pip=None):
         raise
 
 
-def require(package, pip=None):
+def require(package: str, pip: str | None = None) -> Any:
     """Import ``package`` or raise an error with the pip line.
 
     Parameters

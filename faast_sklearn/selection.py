@@ -4,8 +4,10 @@ A fold is left out by subtracting its moments from those of all rows, so one pas
 eigendecomposition a fold give the held-out error at every strength, exactly as refitting would.
 """
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ _RIDGE_ALPHAS = np.logspace(-4, 2, 25)
 _PINV_ALPHAS = np.linspace(0.1, 1.3, 25)
 
 
-def kfold_errors(folds, alphas, *, solver="ridge", intercept=True):
+def kfold_errors(
+    folds: Sequence, alphas: Any, *, solver: Literal["ridge", "pinv"] = "ridge", intercept: bool = True
+) -> np.ndarray:
     """Mean squared error of held-out one-hot targets, for each fold and strength, from moments alone.
 
     For rows i of fold k it is ``Σᵢ ‖vᵢ − ŷᵢ‖² / nₖ`` with ``ŷ`` of the weights learnt from all other folds; with
@@ -114,22 +118,32 @@ class AlphaPath:
     n_splits_: int
 
     @property
-    def best_index_(self):
+    def best_index_(self) -> int:
         """Position of the best mean score; of equals the strongest regulariser."""
         return int(np.flatnonzero(self.cv_results_["rank_test_score"] == 1)[-1])
 
     @property
-    def best_alpha_(self):
+    def best_alpha_(self) -> float:
         """The alpha of the best mean score."""
         return float(self.cv_results_["param_alpha"][self.best_index_])
 
     @property
-    def best_score_(self):
+    def best_score_(self) -> float:
         """The best mean score."""
         return float(self.cv_results_["mean_test_score"][self.best_index_])
 
 
-def alpha_path(estimator, X, y, *, alphas=None, cv=5, groups=None, scoring="neg_squared_error", sample_weight=None):
+def alpha_path(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    alphas: Any = None,
+    cv: Any = 5,
+    groups: Any = None,
+    scoring: Literal["neg_squared_error", "accuracy", "neg_log_loss"] = "neg_squared_error",
+    sample_weight: Any = None,
+) -> "AlphaPath":
     """Cross-validate a :class:`~faast_sklearn.FaastClassifier` at many alphas at the cost of one pass.
 
     Parameters

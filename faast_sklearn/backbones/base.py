@@ -9,6 +9,7 @@ import contextlib
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,30 +84,30 @@ class ForwardPass(ABC):
     default_batch_size: int = 32
 
     @abstractmethod
-    def read(self, sample):
+    def read(self, sample: Any) -> Any:
         """Read one sample on the host (thread-safe)."""
 
     @abstractmethod
-    def collate(self, items):
+    def collate(self, items: Any) -> Batch:
         """Turn samples that were read into a :class:`Batch` on the host (thread-safe)."""
 
     @abstractmethod
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Return one result a sample, in the order of the items."""
 
     @property
-    def shares_memory_with(self):
+    def shares_memory_with(self) -> Any:
         """What the batch size that fitted into memory is remembered for; the object itself."""
         return self
 
-    def sort_key(self, item):
+    def sort_key(self, item: Any) -> int:
         """Cost proxy of a sample that was read; texts of like length belong in one batch."""
         return 0
 
-    def check(self, output, n):  # noqa: B027 - what needs no check has none
+    def check(self, output: Any, n: Any) -> None:  # noqa: B027 - what needs no check has none
         """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
 
-    def finite(self, output):
+    def finite(self, output: Any) -> torch.Tensor | None:
         """Return one flag a sample: whether all that ``forward`` returned for it is finite; None to skip the check."""
         return torch.isfinite(output).all(dim=1)
 
@@ -172,14 +173,14 @@ class Backbone(ForwardPass):
 
     n_features: int | None
     license: str = "unknown"
-    module: torch.nn.Module | None = None
+    module: Any = None
     settings: tuple = ()
 
     @abstractmethod
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Return features of shape (batch.size, n_features) on ``self.device``, in the order of the items."""
 
-    def check(self, output, n):
+    def check(self, output: Any, n: Any) -> None:
         """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
         # The width is None in a bare module, whose first batch decides.
         if output.ndim != 2 or len(output) != n or self.n_features not in (None, output.shape[1]):
@@ -188,7 +189,7 @@ class Backbone(ForwardPass):
                 f"{type(self).__name__}.forward returned shape {tuple(output.shape)}, expected ({n}, {width})."
             )
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Return a digest of everything that decides the features, for caches.
 
         Covers the class, its attributes (settings, preprocessing, tokeniser), precision, the module's code and its
@@ -207,7 +208,7 @@ _stance, _blocks = None, 0
 
 
 @contextlib.contextmanager
-def uncompiled(module, *, everywhere):
+def uncompiled(module: torch.nn.Module, *, everywhere: bool) -> Iterator[Any]:
     """Let compiled code step aside for the time of a block: what was compiled without hooks does not see them.
 
     Parameters
@@ -239,7 +240,7 @@ _flags = weakref.WeakKeyDictionary()  # module -> [passes under way, submodules 
 
 
 @contextlib.contextmanager
-def frozen(module):
+def frozen(module: torch.nn.Module) -> Iterator[Any]:
     """Run a pass in eval and inference mode, then restore the module's training flags.
 
     Safe with several threads on one module: flags are restored when the last pass ends.
@@ -267,7 +268,7 @@ def frozen(module):
                 state[1] = []
 
 
-def run_on_probe(name, what, run):
+def run_on_probe(name: Any, what: Any, run: Any) -> Any:
     """Return what a model gives for a first sample; raise BackboneError, with the reason, if it cannot read it."""
     try:
         return run()
@@ -281,7 +282,7 @@ def run_on_probe(name, what, run):
         ) from error
 
 
-def refuse_random(name, dtype, run):
+def refuse_random(name: str, dtype: Any, run: Callable[..., Any]) -> torch.Tensor:
     """Raise BackboneError if two passes over the same sample differ by more than rounding.
 
     Parameters
@@ -308,7 +309,7 @@ def refuse_random(name, dtype, run):
     return one
 
 
-def random_state(device):
+def random_state(device: Any) -> Any:
     """Return what changes when a pass on ``device`` draws random numbers of torch's own generators."""
     state = [torch.get_rng_state()]
     module = getattr(torch, device.type, None)
@@ -317,13 +318,13 @@ def random_state(device):
     return torch.cat([part.cpu() for part in state])
 
 
-def alike(one, other, dtype):
+def alike(one: Any, other: Any, dtype: Any) -> bool:
     """Whether two tensors of features, computed in a dtype, are the same but for rounding."""
     scale = max(float(one.norm()), float(other.norm()))
     return not scale or not float((one - other).norm()) > (1e-4 if dtype.itemsize > 2 else 0.02) * scale
 
 
-def as_features(features):
+def as_features(features: torch.Tensor) -> torch.Tensor:
     """Turn a pass's output into float32 features that may be used outside inference mode.
 
     Parameters

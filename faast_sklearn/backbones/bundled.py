@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class Bundled:
     language_opener: Callable | None = None
 
     @property
-    def folder(self):
+    def folder(self) -> Any:
         """Folder of the installed package, or ``None``."""
         spec = importlib.util.find_spec(self.package)
         return None if spec is None or not spec.submodule_search_locations else Path(spec.submodule_search_locations[0])
@@ -109,7 +110,7 @@ class BundledBackbone:
     """Opens the weights of :data:`BUNDLED`."""
 
     @classmethod
-    def open(cls, name, *, device, dtype, **options):
+    def open(cls, name: str, *, device: Any, dtype: Any, **options: Any) -> Any:
         """Open bundled weights.
 
         Parameters
@@ -134,7 +135,7 @@ class BundledBackbone:
         return cls._open(name, "opener", device=device, dtype=dtype, **options)
 
     @classmethod
-    def open_language_model(cls, name, *, device, dtype, **options):
+    def open_language_model(cls, name: str, *, device: Any, dtype: Any, **options: Any) -> Any:
         """Open bundled weights as a language model with its head.
 
         Parameters
@@ -175,7 +176,7 @@ class BundledBackbone:
         return opened
 
     @classmethod
-    def options(cls, name):
+    def options(cls, name: Any) -> Any:
         """Return the names of the options that ``name`` takes."""
         if name not in BUNDLED:
             near = difflib.get_close_matches(name, BUNDLED, n=3, cutoff=0.5) or list(BUNDLED)
@@ -185,6 +186,6 @@ class BundledBackbone:
         return BUNDLED[name].options
 
     @classmethod
-    def names(cls, available_only=True):
+    def names(cls, available_only: bool = True) -> Any:
         """Return the names, by default of those whose package is installed."""
         return [name for name, entry in BUNDLED.items() if not available_only or entry.folder is not None]

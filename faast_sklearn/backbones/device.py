@@ -1,5 +1,7 @@
 """Where and in which precision a backbone runs, resolved anew in each process."""
 
+from typing import Any
+
 import torch
 
 from faast_sklearn.errors import DeviceError
@@ -14,7 +16,7 @@ _DTYPES = {
 }
 
 
-def available_devices():
+def available_devices() -> list:
     """List the device types usable in this process, best first.
 
     Returns
@@ -38,7 +40,7 @@ def available_devices():
     return [*found, "cpu"]
 
 
-def resolve_device(device=None):
+def resolve_device(device: Any = None) -> torch.device:
     """Turn a user's ``device`` into a :class:`torch.device` that exists here.
 
     Parameters
@@ -91,7 +93,7 @@ def resolve_device(device=None):
     return resolved
 
 
-def resolve_dtype(dtype, device):
+def resolve_dtype(dtype: Any, device: Any) -> torch.dtype:
     """Turn a user's ``dtype`` into the :class:`torch.dtype` a backbone runs in.
 
     Parameters
@@ -118,6 +120,7 @@ def resolve_dtype(dtype, device):
     >>> resolve_dtype("auto", torch.device("cpu"))
     torch.float32
     """
+    resolved: Any
     if isinstance(dtype, torch.dtype):
         resolved = dtype
     elif dtype == "auto":
@@ -132,7 +135,7 @@ def resolve_dtype(dtype, device):
     return resolved
 
 
-def moments_device(device):
+def moments_device(device: Any) -> torch.device:
     """Return where float64 statistics of features on ``device`` are accumulated.
 
     They stay on the features' own device, so that no batch travels to the host, except on

@@ -19,6 +19,7 @@ import threading
 import types
 import weakref
 from collections.abc import Mapping, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _SLICES = 1024
 
 
-def fingerprint(*things):
+def fingerprint(*things: Any) -> str:
     """Return a digest of what decides what ``things`` compute.
 
     Modules: types, code, plain attributes and tensors of all parts. Functions: code, defaults, closure and the globals

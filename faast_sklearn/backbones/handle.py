@@ -6,9 +6,11 @@ import difflib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from faast_sklearn.backbones.base import Backbone
 from faast_sklearn.backbones.device import resolve_device, resolve_dtype
 from faast_sklearn.backbones.modules import module_dtype, module_version, open_module, place_module, unwrapped
 from faast_sklearn.backbones.open_backbones import open_once
@@ -50,17 +52,21 @@ class BackboneHandle:
     """
 
     __slots__ = ("_options", "module", "preprocess", "spec")
+    _options: tuple
+    module: Any
+    preprocess: Any
+    spec: str | None
 
-    def __init__(self, spec=None, options=(), module=None, preprocess=None):
+    def __init__(self, spec: Any = None, options: Any = (), module: Any = None, preprocess: Any = None) -> None:
         for name, value in zip(self.__slots__, (tuple(options), module, preprocess, spec), strict=True):
             object.__setattr__(self, name, value)
 
     @property
-    def options(self):
+    def options(self) -> dict[str, Any]:
         """Options as a dict."""
         return dict(self._options)
 
-    def open(self, device=None, dtype="auto"):
+    def open(self, device: Any = None, dtype: Any = "auto") -> "Backbone":
         """Return the open backbone, shared by this process.
 
         Parameters
@@ -80,7 +86,7 @@ class BackboneHandle:
         """
         return self._open(device, dtype, open_module, opener_of)
 
-    def open_language_model(self, device=None, dtype="auto"):
+    def open_language_model(self, device: Any = None, dtype: Any = "auto") -> Any:
         """Return the open language model with its head, shared by this process.
 
         Parameters
@@ -182,7 +188,7 @@ def _required_language_opener(prefix):
     return opener
 
 
-def backbone(spec, **options):
+def backbone(spec: Any, **options: Any) -> "BackboneHandle":
     """Name a frozen pretrained model, with options, to pass to an estimator.
 
     Parameters
@@ -248,7 +254,7 @@ def backbone(spec, **options):
     return BackboneHandle(spec, _options(options))
 
 
-def as_handle(thing):
+def as_handle(thing: Any) -> "BackboneHandle":
     """Return a handle of whatever an estimator's ``backbone`` parameter may be.
 
     Parameters

@@ -1,6 +1,7 @@
 """Whether an open backbone has the weights that something was learnt with, also in another precision."""
 
 import hashlib
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ _SAMPLES = 256
 _ROUNDING = 2.0**-7
 
 
-def weight_summary(opened):
+def weight_summary(opened: Any) -> dict | None:
     """Return what tells the weights of an open backbone or language model from others.
 
     Parameters
@@ -46,7 +47,7 @@ def weight_summary(opened):
     return remembered(module, "summary", lambda: _summary(module, opened.dtype), module_version(module))
 
 
-def same_weights(one, other):
+def same_weights(one: Any, other: Any) -> bool:
     """Whether two summaries are of the same weights, as far as their precision can tell."""
     if one["structure"] != other["structure"]:
         return False

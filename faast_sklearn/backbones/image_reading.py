@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ _LONGEST_PATH = 1024
 _file_lock = threading.Lock()
 
 
-def open_image(sample, shrink_to=None):
+def open_image(sample: Any, shrink_to: Any = None) -> Any:
     """Open an image as an upright 8-bit PIL image, mode "L" or "RGB", as pipelines of pretrained models expect.
 
     Parameters
@@ -55,7 +56,7 @@ def open_image(sample, shrink_to=None):
     return image
 
 
-def read_image(sample, shrink_to=None):
+def read_image(sample: Any, shrink_to: Any = None) -> torch.Tensor:
     """Read one image in any form that users have.
 
     Parameters
@@ -109,12 +110,12 @@ def read_image(sample, shrink_to=None):
     return torch.from_numpy(np.array(array, copy=True, order="C")).permute(2, 0, 1)
 
 
-def rounded(image):
+def rounded(image: Any) -> Any:
     """Return what :func:`read_image` has read as 8 bits, for who takes no more."""
     return image if image.dtype == torch.uint8 else image.round().to(torch.uint8)
 
 
-def encoded_image(sample):
+def encoded_image(sample: Any) -> Any:
     """Return the bytes of an encoded image, and a name for messages; None and a name for what is not encoded.
 
     Parameters
@@ -187,7 +188,7 @@ def _bytes_of_file(file):
     return data
 
 
-def load_pixels(image):
+def load_pixels(image: Any) -> None:
     """Decode a PIL image in place, upright or with the orientation that is still to be applied in ``getexif()``.
 
     Raises
@@ -256,7 +257,7 @@ def _upright(image, shrink_to):
     return image if turn is None else image.transpose(Image.Transpose(turn))
 
 
-def says_its_scale(image):
+def says_its_scale(image: Any) -> bool:
     """Whether a PIL image of mode "I" is of a 16-bit file; what else is in that mode may have any scale."""
     return image.format in ("PNG", "PPM")
 

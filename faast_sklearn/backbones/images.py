@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class ImageTransform:
     crop_down: bool = False
 
     @property
-    def shrink_to(self):
+    def shrink_to(self) -> Any:
         """Size that reading may reduce towards, or ``None`` where that would change the result."""
         return self.resize if self.interpolation != "nearest" else None
 
@@ -129,7 +130,7 @@ class ImageBackbone(Backbone):
 
     modality = "image"
 
-    def __init__(self, module, transform, device, dtype):
+    def __init__(self, module: torch.nn.Module, transform: "ImageTransform", device: Any, dtype: Any) -> None:
         self.module = module
         self.transform = transform
         self.device = device
@@ -153,7 +154,7 @@ class ImageBackbone(Backbone):
 
         return run_on_probe(name, "images", twice).shape[1]
 
-    def read(self, sample):
+    def read(self, sample: Any) -> Any:
         """Read one image as a tensor of shape (1 or 3, h, w), uint8 or float32, from 0 to 255."""
         image = read_image(sample, self.transform.shrink_to)
         if self.transform.keep_ratio and self.transform.crop is not None:
@@ -165,7 +166,7 @@ class ImageBackbone(Backbone):
                 image = image[:, top : top + keep, left : left + keep]
         return image
 
-    def collate(self, items):
+    def collate(self, items: Any) -> Any:
         """Stack images of equal size and type."""
         groups = {}
         for position, item in enumerate(items):
@@ -179,7 +180,11 @@ class ImageBackbone(Backbone):
             stacked.append((positions, images.permute(0, 3, 1, 2)))
         return Batch(stacked, len(items))
 
-    def forward(self, batch):
+    def encode(self, pixels: Any) -> Any:
+        """Return features of preprocessed pixels, of shape (n, n_features)."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> Any:
         """Preprocess on the device and encode."""
         with frozen(self.module):
             features = self.encode(self.transform(batch.inputs, batch.size, self.device).to(self.dtype))

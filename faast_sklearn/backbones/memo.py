@@ -2,6 +2,8 @@
 
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 __all__ = ["remember", "remembered"]
 
@@ -20,7 +22,7 @@ def _of(owner):
         return _memos.setdefault(owner, _Memo())
 
 
-def remembered(owner, key, make, version=None):
+def remembered(owner: Any, key: Any, make: Callable[..., Any], version: Any = None) -> Any:
     """Return ``make()``, made once for each owner and key; who asks meanwhile waits.
 
     Parameters
@@ -52,7 +54,7 @@ def remembered(owner, key, make, version=None):
         return known[1]
 
 
-def remember(owner, key, value, *, better):
+def remember(owner: Any, key: Any, value: Any, *, better: Any) -> None:
     """Remember a value, or the better of it and the one that is remembered: ``better(known, value)``."""
     memo = _of(owner)
     with memo.lock:

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ __all__ = ["ModuleBackbone", "module_dtype", "module_version", "open_module", "p
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
-def unwrapped(module):
+def unwrapped(module: Any) -> Any:
     """Return the module inside of what ``torch.compile``, ``DataParallel``, DDP, FSDP or a PEFT adapter put around it.
 
     Raises
@@ -41,19 +43,19 @@ def unwrapped(module):
             return module
 
 
-def module_dtype(module):
+def module_dtype(module: Any) -> Any:
     """Return the dtype of a module's first floating tensor (float32 if it has none)."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
 
-def module_version(module):
+def module_version(module: Any) -> Any:
     """Return what changes when a module's tensors are replaced or written to."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
-def place_module(module, device, dtype):
+def place_module(module: torch.nn.Module, device: Any, dtype: Any) -> torch.nn.Module:
     """Return the module itself if it is all on ``device`` in ``dtype``, else a deep copy that is.
 
     Parameters
@@ -84,7 +86,15 @@ def place_module(module, device, dtype):
         ) from error
 
 
-def open_module(module, preprocess=None, *, device, dtype, modality=None, **options):
+def open_module(
+    module: torch.nn.Module,
+    preprocess: Any = None,
+    *,
+    device: Any,
+    dtype: Any,
+    modality: Literal["image", "text", "tensor"] | None = None,
+    **options: Any,
+) -> "Backbone":
     """Open a module of the caller's without changing it.
 
     On its own device and dtype the module itself runs, in eval mode for the time of a pass; for
@@ -157,7 +167,14 @@ class ModuleBackbone(Backbone):
     modality : {"image", "text", "tensor"}, default=None
     """
 
-    def __init__(self, module, preprocess, device, dtype, modality=None):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        preprocess: Callable[..., Any] | None,
+        device: Any,
+        dtype: Any,
+        modality: Literal["image", "text", "tensor"] | None = None,
+    ) -> None:
         modality = modality or ("tensor" if preprocess is None else "image")
         if modality not in ("image", "text", "tensor"):
             raise BackboneError(f"modality={modality!r} is not one of 'image', 'text', 'tensor'.")
@@ -174,7 +191,7 @@ class ModuleBackbone(Backbone):
         self.remedy = _what_to_pass(module)
         self._probed = False
 
-    def read(self, sample):
+    def read(self, sample: Any) -> Any:
         """Turn one sample into a tensor; without ``preprocess`` images are scaled to [0, 1]."""
         if self.modality == "image":
             if self.preprocess is None:
@@ -189,7 +206,7 @@ class ModuleBackbone(Backbone):
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"sample of type {type(item).__name__} is no tensor: {error}") from error
 
-    def collate(self, items):
+    def collate(self, items: Any) -> Any:
         """Stack tensors of equal shape."""
         shapes = {tuple(item.shape) for item in items}
         if len(shapes) > 1:
@@ -197,7 +214,7 @@ class ModuleBackbone(Backbone):
         stacked = torch.stack(list(items))
         return Batch(stacked.to(self.dtype) if stacked.is_floating_point() else stacked, len(items))
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Run the module and reduce its output to one vector a sample."""
         with frozen(self.module):
             inputs = batch.inputs.to(self.device, non_blocking=True)

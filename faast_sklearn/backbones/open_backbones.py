@@ -3,6 +3,8 @@
 import collections
 import gc
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ _IN_MEMORY_SLOTS = 4  # scikit-learn deep-copies a bare module once a fold; copi
 _count = 0
 
 
-def open_once(key, opener, *, in_memory=False):
+def open_once(key: Any, opener: Callable[..., Any], *, in_memory: bool = False) -> Any:
     """Return the open backbone of ``key``, opening it if this is the first request.
 
     Parameters
@@ -33,7 +35,7 @@ def open_once(key, opener, *, in_memory=False):
     Backbone
     """
     global _count
-    entries = _in_memory if in_memory else _named
+    entries: Any = _in_memory if in_memory else _named
     with _lock:
         if key not in entries:
             entries[key] = opener()
@@ -45,7 +47,7 @@ def open_once(key, opener, *, in_memory=False):
         return entries[key]
 
 
-def open_count():
+def open_count() -> int:
     """Count the backbones opened since the process started; clones must not raise it.
 
     Returns
@@ -62,7 +64,7 @@ def open_count():
     return _count
 
 
-def release_backbones():
+def release_backbones() -> None:
     """Forget every open backbone and give its memory back.
 
     Estimators keep working: the next call opens what it needs again. Memory returns once no

@@ -2,7 +2,10 @@
 
 import difflib
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,12 +33,21 @@ class OpenClipBackbone(ImageBackbone):
         From a list of strings to token ids (n, length).
     """
 
-    def __init__(self, module, transform, device, dtype, tokenizer):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        transform: "ImageTransform",
+        device: Any,
+        dtype: Any,
+        tokenizer: Callable[..., Any],
+    ) -> None:
         self.tokenizer = tokenizer
         super().__init__(module, transform, device, dtype)
 
     @classmethod
-    def open(cls, name, *, device, dtype, weights=None, pretrained=True):
+    def open(
+        cls, name: str, *, device: Any, dtype: Any, weights: os.PathLike | None = None, pretrained: bool = True
+    ) -> "OpenClipBackbone":
         """Open an open_clip model.
 
         Parameters
@@ -95,7 +107,7 @@ class OpenClipBackbone(ImageBackbone):
         return cls(module, transform, device, dtype, tokenizer)
 
     @staticmethod
-    def names():
+    def names() -> Any:
         """Return the models with pretrained weights, with their tags, if open_clip is installed."""
         try:
             open_clip = require("open_clip", _PIP)
@@ -104,15 +116,15 @@ class OpenClipBackbone(ImageBackbone):
         return ["/".join(pair) for pair in open_clip.list_pretrained()]
 
     @property
-    def logit_scale(self):
+    def logit_scale(self) -> Any:
         """Factor between cosine similarities and logits."""
         return math.exp(float(self.module.logit_scale))
 
-    def encode(self, pixels):
+    def encode(self, pixels: Any) -> Any:
         """Return the projected features of shape (n, d)."""
         return self.module.encode_image(pixels)
 
-    def embed_text(self, texts):
+    def embed_text(self, texts: list) -> torch.Tensor:
         """Encode a short list of texts, such as class names, into the space of the image features.
 
         Parameters

@@ -4,6 +4,7 @@ import fnmatch
 import importlib.util
 import inspect
 import re
+from typing import Any
 
 from faast_sklearn.backbones.bundled import BundledBackbone
 from faast_sklearn.backbones.open_clip import OpenClipBackbone
@@ -30,7 +31,7 @@ _BUILT_IN = {
 _registered = dict(_BUILT_IN)
 
 
-def register_backbone(prefix, cls):
+def register_backbone(prefix: str, cls) -> None:
     """Make ``"prefix:NAME"`` a backbone in this process.
 
     Parameters
@@ -61,28 +62,28 @@ def register_backbone(prefix, cls):
     _registered[prefix] = cls
 
 
-def prefixes():
+def prefixes() -> Any:
     """Return the known prefixes."""
     return list(_registered)
 
 
-def is_built_in(prefix):
+def is_built_in(prefix: Any) -> bool:
     """Whether a prefix is this library's own."""
     return prefix in _BUILT_IN
 
 
-def opener_of(prefix):
+def opener_of(prefix: Any) -> Any:
     """Return the function ``(name, *, device, dtype, **options) -> Backbone`` of a prefix."""
     target = _registered[prefix]
     return getattr(target, "open", target)
 
 
-def language_opener_of(prefix):
+def language_opener_of(prefix: Any) -> Any:
     """Return the function ``(name, *, device, dtype, **options) -> LanguageModel`` of a prefix, or ``None``."""
     return getattr(_registered[prefix], "open_language_model", None)
 
 
-def options_of(prefix, name):
+def options_of(prefix: Any, name: Any) -> Any:
     """Return the option names that a backbone takes, or ``None`` for any."""
     options = getattr(_registered[prefix], "options", None)
     if callable(options):
@@ -93,7 +94,7 @@ def options_of(prefix, name):
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype"))
 
 
-def list_backbones(pattern="*", *, available_only=True):
+def list_backbones(pattern: str = "*", *, available_only: bool = True) -> list:
     """List the spec strings that can be named here.
 
     Parameters

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["tensors_only"]
 
@@ -9,7 +11,7 @@ _FORCE, _NEVER = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_L
 
 
 @contextlib.contextmanager
-def tensors_only():
+def tensors_only() -> Iterator[Any]:
     """Make ``torch.load`` refuse whatever is not a tensor or a plain container, also where it is told not to.
 
     Older releases of timm and open_clip do not ask for it everywhere. torch reads the variables at each call; one

@@ -8,6 +8,7 @@ import numbers
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,17 @@ class TimmBackbone(ImageBackbone):
     """Pooled features before the classifier of a timm model, with the model's own preprocessing."""
 
     @classmethod
-    def open(cls, name, *, device, dtype, pretrained=True, weights=None, image_size=None, pooling=None):
+    def open(
+        cls,
+        name: str,
+        *,
+        device: Any,
+        dtype: Any,
+        pretrained: bool = True,
+        weights: os.PathLike | None = None,
+        image_size: Any = None,
+        pooling: str | None = None,
+    ) -> "TimmBackbone":
         """Open a timm model.
 
         Parameters
@@ -84,7 +95,9 @@ class TimmBackbone(ImageBackbone):
         return cls.wrap(module, device=device, dtype=dtype, image_size=image_size)
 
     @classmethod
-    def wrap(cls, module, *, device, dtype, image_size=None, in_memory=False):
+    def wrap(
+        cls, module: torch.nn.Module, *, device: Any, dtype: Any, image_size: Any = None, in_memory: bool = False
+    ) -> "TimmBackbone":
         """Turn a timm module without classifier into a backbone on ``device``.
 
         Parameters
@@ -112,7 +125,7 @@ class TimmBackbone(ImageBackbone):
         self.license = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "unknown"
         return self
 
-    def encode(self, pixels):
+    def encode(self, pixels: Any) -> Any:
         """Return the pooled features of shape (n, n_features)."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         if not getattr(self.module, "num_classes", 0):
@@ -120,7 +133,7 @@ class TimmBackbone(ImageBackbone):
         return self.module.forward_head(self.module.forward_features(pixels), pre_logits=True)
 
 
-def transform_from_config(config):
+def transform_from_config(config: dict) -> "ImageTransform":
     """Build the evaluation transform of a timm data config.
 
     Parameters

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class FrozenBackboneMixin:
     """
 
     # Parameters that decide what samples are turned into, so that statistics of different values do not add up.
-    _decides_statistics = ("backbone", "dtype")
+    _decides_statistics: tuple[str, ...] = ("backbone", "dtype")
 
     def _reader(self, X, what, facts, *, normalize=False):
         """Return what turns X into rows of features, for one call.
@@ -162,6 +163,20 @@ class LearningMixin(FrozenBackboneMixin):
     ``_read(X, y, sample_weight, what, facts, stream) -> Statistics``; and what follows from statistics,
     ``_state_of(statistics) -> dict`` of attributes, with the ``_problem`` to be solved when first asked.
     """
+
+    _problem: Any
+
+    def _check_params(self, partial: bool) -> None:
+        raise NotImplementedError
+
+    def _read(self, X, y, sample_weight, what: str, facts: dict, stream: bool) -> Statistics:
+        raise NotImplementedError
+
+    def _refuse_nothing(self, statistics: Statistics) -> None:
+        raise NotImplementedError
+
+    def _state_of(self, statistics: Statistics) -> dict[str, Any]:
+        raise NotImplementedError
 
     def _learn(self, X, y, sample_weight=None, *, reset, partial=False, classes=None):
         """Learn samples, anew or beside all that is known."""

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import numbers
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -157,21 +157,21 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
     def __init__(
         self,
-        backbone=None,
+        backbone: Any = None,
         *,
-        solver="ridge",
-        alpha="auto",
-        values="onehot",
-        prior_strength=0.0,
-        normalize=False,
-        fit_intercept=True,
-        class_weight=None,
-        batch_size="auto",
-        device=None,
-        dtype="auto",
-        cache=None,
-        verbose=0,
-    ):
+        solver: Literal["ridge", "pinv"] = "ridge",
+        alpha: Literal["auto"] | float = "auto",
+        values: Any = "onehot",
+        prior_strength: float | Literal["auto"] = 0.0,
+        normalize: bool = False,
+        fit_intercept: bool = True,
+        class_weight: dict | Literal["balanced"] | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        device: Any = None,
+        dtype: Any = "auto",
+        cache: Any = None,
+        verbose: int = 0,
+    ) -> None:
         self.backbone = backbone
         self.solver = solver
         self.alpha = alpha
@@ -186,7 +186,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         self.cache = cache
         self.verbose = verbose
 
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "FaastClassifier":
         """Forget everything and learn from labelled samples.
 
         Parameters
@@ -214,7 +214,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         """
         return self._learn(X, y, sample_weight, reset=True)
 
-    def partial_fit(self, X, y=None, classes=None, sample_weight=None):
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> "FaastClassifier":
         """Learn more labelled samples; the same as having fitted all at once.
 
         No solve happens here. Few rows wait in a small buffer, so that many small calls cost about as much as one.
@@ -239,7 +239,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         """
         return self._learn(X, y, sample_weight, reset=False, classes=classes, partial=True)
 
-    def forget(self, X, y=None, sample_weight=None):
+    def forget(self, X: Any, y: Any = None, sample_weight: Any = None) -> "FaastClassifier":
         """Take samples away that were learnt before; the same as never having learnt them.
 
         Parameters
@@ -261,7 +261,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         """
         return self._unlearn(X, y, sample_weight)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each sample.
 
         Parameters
@@ -277,7 +277,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         problem, scores = self._scores(X)
         return problem.classes[scores.argmax(axis=1)]
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of each class, ``features @ coef_.T + intercept_``.
 
         Parameters
@@ -294,7 +294,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
             return scores
         return scores[:, -1] - scores[:, 0]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Return calibrated probabilities of each class.
 
         Parameters
@@ -309,7 +309,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         """
         return np.exp(self.predict_log_proba(X))
 
-    def score(self, X, y=None, sample_weight=None):
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy of ``predict``.
 
         Parameters
@@ -329,7 +329,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         y = y if y is None else check_labels(y, "y")  # scikit-learn has a message of its own for that
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of ``predict_proba``.
 
         Parameters
@@ -344,7 +344,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         problem, scores = self._scores(X)
         return problem.solved.readout.log_probabilities(scores)
 
-    def novelty_score(self, X):
+    def novelty_score(self, X: Any) -> np.ndarray:
         """Return how unlike every learnt class each sample is.
 
         ``1 − maxₖ cos(x − m, mₖ − m)`` in the metric of the spread within classes, from the moments alone. Over digits,
@@ -371,40 +371,40 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return self._answers(X, problem, problem.directions.novelty)
 
     @property
-    def coef_(self):
+    def coef_(self) -> np.ndarray:
         """Weights of the features, of shape (n_classes, d), or (1, d) when binary."""
         return _binary_difference(self._current().solved.readout.coef)
 
     @property
-    def intercept_(self):
+    def intercept_(self) -> np.ndarray:
         """Offsets of the scores, of shape (n_classes,), or (1,) when binary."""
         return _binary_difference(self._current().solved.readout.intercept)
 
     @property
-    def alpha_(self):
+    def alpha_(self) -> float | None:
         """The regulariser that was used; None without examples."""
         solution = self._current().solved.solution
         return None if solution is None else solution.alpha
 
     @property
-    def solver_(self):
+    def solver_(self) -> str | None:
         """The factorisation that was used; None without examples."""
         solution = self._current().solved.solution
         return None if solution is None else solution.method
 
     @property
-    def condition_(self):
+    def condition_(self) -> float | None:
         """The condition number of the problem that was solved; None without examples."""
         solution = self._current().solved.solution
         return None if solution is None else solution.condition
 
     @property
-    def prior_strength_(self):
+    def prior_strength_(self) -> float:
         """The number of examples that the zero-shot prediction counts for."""
         return self._current().solved.prior_strength
 
     @property
-    def moments_(self):
+    def moments_(self) -> ClassMoments:
         """All that is known of what was learnt."""
         moments = self._current().moments
         return moments.refuse() if isinstance(moments, NotSaved) else moments

@@ -1,5 +1,8 @@
 """A classifier as it is evaluated many times at the cost of one pass: its features, moments and problem."""
 
+from collections.abc import Generator
+from typing import Any
+
 import torch
 from sklearn.base import clone
 
@@ -27,12 +30,12 @@ class Evaluation:
         If a parameter of the estimator is bad.
     """
 
-    def __init__(self, estimator, *, partial=True):
+    def __init__(self, estimator: Any, *, partial: bool = True) -> None:
         self._estimator = clone(estimator)
         self._estimator._check_params(partial=partial)
         self._facts = {}
 
-    def moments_of_folds(self, X, y, sample_weight, fold_of, n_folds):
+    def moments_of_folds(self, X: Any, y: Any, sample_weight: Any, fold_of: Any, n_folds: Any) -> Any:
         """Return the ClassMoments of each fold, from one pass over labelled samples; see ``alpha_path``."""
         how = {"class_weight": self._estimator.class_weight}
         with self._reader(X) as reader:
@@ -41,16 +44,16 @@ class Evaluation:
         self._facts = reader.facts
         return folds
 
-    def problem_of(self, moments):
+    def problem_of(self, moments: Any) -> Any:
         """Return the ReadoutProblem that moments pose under the settings of the estimator."""
         return self._estimator._state_of(Statistics(moments, self._facts))["_problem"]
 
-    def features(self, X):
+    def features(self, X: Any) -> Generator:
         """Yield (positions, rows) of features, as they are learnt."""
         with self._reader(X) as reader:
             yield from reader.stream(reader.samples(X))
 
-    def all_features(self, X):
+    def all_features(self, X: Any) -> Any:
         """Return the features (n, d) of samples: an array or a tensor, on the device where moments are kept."""
         if self._estimator.backbone is None:
             with self._reader(X) as reader:
@@ -60,7 +63,7 @@ class Evaluation:
             samples = reader.samples(X)
             return in_order(reader.stream(samples), len(samples))
 
-    def uses_values(self):
+    def uses_values(self) -> bool:
         """Whether classes stand for vectors or texts, which are the backbone's."""
         return self._estimator._has_values()
 

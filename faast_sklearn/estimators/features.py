@@ -1,7 +1,7 @@
 """BackboneFeatures: the features of a frozen backbone, as a transformer."""
 
 import copy
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -78,8 +78,16 @@ class BackboneFeatures(
     }
 
     def __init__(
-        self, backbone, *, normalize=False, batch_size="auto", device=None, dtype="auto", cache=None, verbose=0
-    ):
+        self,
+        backbone: Any,
+        *,
+        normalize: bool = False,
+        batch_size: int | Literal["auto"] = "auto",
+        device: Any = None,
+        dtype: Any = "auto",
+        cache: Any = None,
+        verbose: int = 0,
+    ) -> None:
         self.backbone = backbone
         self.normalize = normalize
         self.batch_size = batch_size
@@ -88,7 +96,7 @@ class BackboneFeatures(
         self.cache = cache
         self.verbose = verbose
 
-    def fit(self, X=None, y=None):
+    def fit(self, X: Any = None, y: Any = None) -> "BackboneFeatures":
         """Open the backbone; nothing is learnt.
 
         Parameters
@@ -116,7 +124,7 @@ class BackboneFeatures(
             self.__dict__.update(reader.facts, n_features_out_=width, _n_features_out=width)
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> np.ndarray:
         """Return the features of samples.
 
         Parameters
@@ -137,7 +145,7 @@ class BackboneFeatures(
             return copy.copy(self).fit(X)._features(X)
         return self._features(X)
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the features, ``backbonefeatures0`` and so on.
 
         Parameters

@@ -4,6 +4,7 @@ import copy
 import functools
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
@@ -14,7 +15,7 @@ from faast_sklearn.estimators.base import RUN_PARAMETERS
 __all__ = ["merge"]
 
 
-def merge(estimators):
+def merge(estimators: Any) -> Any:
     """Return the estimator that would have learnt all that these have learnt.
 
     Statistics add up exactly, so the result equals ``fit`` on all samples at once, up to float64 rounding.

@@ -3,9 +3,11 @@
 import copy
 import functools
 import operator
+import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -139,23 +141,23 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     def __init__(
         self,
-        backbone,
+        backbone: Any,
         *,
-        target="residual",
-        solver="ridge",
-        alpha="auto",
-        memory_weight="auto",
-        learn_from="answer",
-        template=None,
-        choices=None,
-        max_new_tokens=64,
-        num_beams=1,
-        scoring="bleu",
-        batch_size="auto",
-        device=None,
-        dtype="auto",
-        verbose=0,
-    ):
+        target: Literal["residual", "embedding"] = "residual",
+        solver: Literal["ridge", "pinv"] = "ridge",
+        alpha: Literal["auto"] | float = "auto",
+        memory_weight: Literal["auto"] | float = "auto",
+        learn_from: Literal["answer", "all"] = "answer",
+        template: str | Callable[..., Any] | None = None,
+        choices: Sequence | None = None,
+        max_new_tokens: int = 64,
+        num_beams: int = 1,
+        scoring: Literal["bleu", "chrf", "exact_match", "negative_perplexity"] = "bleu",
+        batch_size: int | Literal["auto"] = "auto",
+        device: Any = None,
+        dtype: Any = "auto",
+        verbose: int = 0,
+    ) -> None:
         self.backbone = backbone
         self.target = target
         self.solver = solver
@@ -172,7 +174,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         self.dtype = dtype
         self.verbose = verbose
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
         """Forget everything and learn from texts.
 
         Parameters
@@ -194,7 +196,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         """
         return self._learn(X, y, reset=True)
 
-    def partial_fit(self, X, y=None):
+    def partial_fit(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
         """Learn more texts; the same as having fitted all at once.
 
         Parameters
@@ -214,7 +216,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         """
         return self._learn(X, y, reset=False, partial=True)
 
-    def forget(self, X, y=None):
+    def forget(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
         """Take texts away that were learnt before; the same as never having learnt them.
 
         Parameters
@@ -236,7 +238,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         """
         return self._unlearn(X, y)
 
-    def refine(self, X, y=None):
+    def refine(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
         """Read the same texts again, for one more step from the model that the fast weights gave.
 
         Each call costs a pass and lowers the loss further, by less and less. Afterwards nothing can be added or taken
@@ -282,7 +284,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
             self.__dict__.update(self._state_of_problem(lm.problem_of(moments, among=among, base=base)))
         return self
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Write an answer to each source, or choose the most likely of ``choices``.
 
         Parameters
@@ -307,7 +309,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         with self._told_if_frozen(lm).attached(private=True):
             return in_order(self._stream(writing, questions, "predict"), len(questions))
 
-    def choice_log_probabilities(self, X):
+    def choice_log_probabilities(self, X: Any) -> np.ndarray:
         """Return how likely each of ``choices`` is as the whole answer to each source.
 
         Parameters
@@ -323,7 +325,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
             raise ValueError("choices is None; pass choices=[...] to the constructor.")
         return self._choice_scores(X)[0]
 
-    def score(self, X, y=None):
+    def score(self, X: Any, y: Any = None) -> float:
         """Score predictions against targets; greater is better.
 
         Parameters
@@ -350,7 +352,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         refuse_other_targets(y, self.choices)
         return float(np.mean([a == b for a, b in zip(self.predict(X), y, strict=True)]))
 
-    def perplexity(self, X, y=None):
+    def perplexity(self, X: Any, y: Any = None) -> float:
         """Return the perplexity a token of answers, or of plain texts; smaller is better.
 
         Parameters
@@ -366,7 +368,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         total, tokens, _ = self._likelihood(X, y)
         return float(np.exp(-total / tokens))
 
-    def token_scores(self, X, y=None):
+    def token_scores(self, X: Any, y: Any = None) -> dict:
         """Return what the model makes of given answers, or of plain texts, token by token.
 
         Parameters
@@ -384,7 +386,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return {"nll": float(-total / tokens), "accuracy": float(correct / tokens), "n_tokens": int(tokens)}
 
     @contextmanager
-    def attached(self):
+    def attached(self) -> Iterator[Any]:
         """Put the fast weights on the transformers model for the time of a block, and yield the model.
 
         Yields
@@ -398,7 +400,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         with self._told_if_frozen(self._fast_weight_lm()).attached() as module:
             yield module
 
-    def save_folded(self, folder):
+    def save_folded(self, folder: str | os.PathLike) -> None:
         """Write a plain transformers checkpoint, model and tokenizer, with the fast weights in its output matrix.
 
         Parameters
@@ -416,27 +418,27 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         save_folded(lm, self._current().solved(lm).weights, folder)
 
     @property
-    def alpha_(self):
+    def alpha_(self) -> float:
         """The regulariser that was used."""
         return self._solution().alpha
 
     @property
-    def condition_(self):
+    def condition_(self) -> float | None:
         """Condition number of the solve for the keys; None where no weights were solved for."""
         return self._solution().condition
 
     @property
-    def memory_weight_(self):
+    def memory_weight_(self) -> float:
         """The strength of the fast weights."""
         return self._solution().memory_weight
 
     @property
-    def shift_weight_(self):
+    def shift_weight_(self) -> float:
         """The strength of the vocabulary's shift."""
         return self._solution().shift_weight
 
     @property
-    def held_out_loss_(self):
+    def held_out_loss_(self) -> float | None:
         """Negative log-likelihood a held-out token."""
         return self._solution().held_out_loss
 

@@ -1,7 +1,9 @@
 """Learning where samples are: what one process learns of its part, to be added up with what others learn of theirs."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -30,7 +32,7 @@ class LocalLearner:
     facts: dict
 
     @classmethod
-    def of(cls, estimator, *, reset, class_weight=None):
+    def of(cls, estimator: Any, *, reset: bool, class_weight: dict | None = None) -> "LocalLearner":
         """Return one that reads samples as ``estimator`` does.
 
         Parameters
@@ -58,7 +60,7 @@ class LocalLearner:
             twin.set_params(class_weight=class_weight)
         return cls(twin, facts)
 
-    def learn(self, X, y=None, sample_weight=None):
+    def learn(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Return the statistics of samples; nothing is solved. Several threads may call it.
 
         Parameters
@@ -76,18 +78,18 @@ class LocalLearner:
         return copy.copy(self.estimator)._read(X, y, sample_weight, "fit", self.facts, stream=True)
 
 
-def known_statistics(estimator):
+def known_statistics(estimator: Any) -> Any:
     """Return what an estimator knows; None if it has learnt nothing."""
     estimator._check_params(partial=True)
     return estimator._known() if estimator.__sklearn_is_fitted__() else None
 
 
-def predictor(estimator):
+def predictor(estimator: Any) -> Any:
     """Return a copy of a fitted estimator that predicts as it does, and is as small as what that takes."""
     return estimator._without_moments()
 
 
-def adopt(estimator, total, *, reset, partial=False, classes=None):
+def adopt(estimator: Any, total: Any, *, reset: bool, partial: bool = False, classes: Any = None) -> Any:
     """Make the sum of all parts what an estimator knows, or add it to that; unchanged if that fails.
 
     Parameters
@@ -121,7 +123,7 @@ def adopt(estimator, total, *, reset, partial=False, classes=None):
     return estimator
 
 
-def label_counts(y, sample_weight=None):
+def label_counts(y: Any, sample_weight: Any = None) -> Any:
     """Return the total weight of each label, a dict."""
     if y is not None and not len(y):
         return {}
@@ -130,7 +132,7 @@ def label_counts(y, sample_weight=None):
     return dict(zip(classes.tolist(), np.bincount(codes, weights=weight).tolist(), strict=True))
 
 
-def balanced_weights(counts):
+def balanced_weights(counts: Sequence) -> dict:
     """Return the weights of ``class_weight="balanced"`` from the counts of all parts.
 
     Parameters

@@ -39,11 +39,11 @@ class Statistics:
         facts = {**self.facts, **other.facts}
         return Statistics(self.moments + other.moments, facts, union_of_labels(self.declared, other.declared))
 
-    def without(self, removed):
+    def without(self, removed: Any) -> Any:
         """Return what is left of it without samples that are a part; raise ForgetError if they cannot be one."""
         return replace(self, moments=self.moments.without(removed.moments))
 
-    def declaring(self, classes):
+    def declaring(self, classes: Any) -> Any:
         """Return the same with more labels to list."""
         more = np.unique(check_labels(classes, "classes"))
         return replace(self, declared=union_of_labels(self.declared, more))

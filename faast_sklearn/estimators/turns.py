@@ -3,7 +3,9 @@
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["changing"]
 
@@ -13,7 +15,7 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def changing(estimator):
+def changing(estimator: Any) -> Iterator[Any]:
     """Let one thread at a time change an estimator; and put every attribute back if it does not come to its end.
 
     Parameters

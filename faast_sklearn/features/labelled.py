@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -78,14 +78,20 @@ class LabelledSamples:
         key = hashlib.blake2b(digest_size=16)
         told = (self.reader.digest(self.samples), self.classes.dtype.str, self.classes.tolist(), self.weight is None)
         key.update(repr(told).encode())
-        key.update(np.ascontiguousarray(self.codes, dtype=np.int64))
+        key.update(np.ascontiguousarray(self.codes, dtype=np.int64).data)
         if self.weight is not None:
-            key.update(np.ascontiguousarray(self.weight))
+            key.update(np.ascontiguousarray(self.weight).data)
         return key.digest()
 
 
 def labelled_samples(
-    reader: FeatureReader, X: Any, y: Any = None, sample_weight: Any = None, *, class_weight=None, stream: bool = False
+    reader: FeatureReader,
+    X: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    class_weight: dict | Literal["balanced"] | None = None,
+    stream: bool = False,
 ) -> Iterator[LabelledSamples]:
     """Yield labelled samples: all at once where X is sized, batch by batch where it is read once.
 

@@ -3,7 +3,9 @@
 import math
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from faast_sklearn.errors import FaastError, InputError
 from faast_sklearn.inputs.samples import name_sample
@@ -30,7 +32,7 @@ class Loader:
         There is only one batch.
     """
 
-    def __init__(self, backbone, samples, *, single=False):
+    def __init__(self, backbone: Any, samples: Sequence, *, single: bool = False) -> None:
         self.backbone = backbone
         self.samples = samples
         self.stopped = False
@@ -45,7 +47,7 @@ class Loader:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, indices):
+    def submit(self, indices: Any) -> "Pending":
         """Begin to prepare a batch.
 
         Parameters
@@ -69,7 +71,7 @@ class Loader:
             self._pool.submit(pending.read, start, stop)
         return pending
 
-    def read(self, i):
+    def read(self, i: Any) -> Any:
         """Read one sample; an error names it."""
         sample = None
         try:
@@ -87,7 +89,7 @@ class Loader:
 class Pending:
     """A batch being prepared; the thread that reads its last piece also collates it."""
 
-    def __init__(self, loader, indices):
+    def __init__(self, loader: Any, indices: Any) -> None:
         self.indices = indices
         self.unfinished = 1
         self._loader = loader
@@ -97,7 +99,7 @@ class Pending:
         self._lock = threading.Lock()
         self._batch = Future()
 
-    def read(self, start, stop):
+    def read(self, start: Any, stop: Any) -> None:
         """Read the samples of one piece."""
         try:
             for k in range(start, stop):
@@ -123,11 +125,11 @@ class Pending:
         except BaseException as error:
             self._batch.set_exception(error)
 
-    def result(self):
+    def result(self) -> Any:
         """Wait for the collated batch, or raise what went wrong with its first bad sample."""
         return self._batch.result()
 
-    def cancel(self):
+    def cancel(self) -> None:
         """Read no further samples; there will be no result."""
         self._cancelled = True
 

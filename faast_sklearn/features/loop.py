@@ -5,6 +5,8 @@ import logging
 import math
 import numbers
 from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +26,16 @@ _AHEAD = 2
 _MOST = "samples that fit into memory"
 
 
-def stream_features(backbone, samples, *, batch_size="auto", verbose=0, description="", report=None, positions=None):
+def stream_features(
+    backbone: Any,
+    samples: Sequence,
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    verbose: int = 0,
+    description: str = "",
+    report: "Report | None" = None,
+    positions: np.ndarray | None = None,
+) -> Any:
     """Run a backbone over samples and yield their features batch by batch.
 
     Samples are read and collated in threads, a few batches ahead of the model, which runs in the calling
@@ -98,7 +109,7 @@ def stream_features(backbone, samples, *, batch_size="auto", verbose=0, descript
     return _run_alone(stream, verbose, description)
 
 
-def first_batch_size(backbone, batch_size):
+def first_batch_size(backbone: Any, batch_size: int | Literal["auto"]) -> int:
     """Return the number of samples of a pass while none has been too many.
 
     Parameters
@@ -119,7 +130,7 @@ def first_batch_size(backbone, batch_size):
     return backbone.default_batch_size if isinstance(batch_size, str) else int(batch_size)
 
 
-def check_batch_size(batch_size):
+def check_batch_size(batch_size: Any) -> None:
     """Raise ValueError if ``batch_size`` is neither ``"auto"`` nor a positive integer.
 
     Examples
@@ -135,7 +146,7 @@ def check_batch_size(batch_size):
         raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}.")
 
 
-def in_running_order(backbone, samples, positions):
+def in_running_order(backbone: Any, samples: Sequence, positions: np.ndarray) -> np.ndarray:
     """Sort positions as they are run: texts longest first, everything else as it comes.
 
     Texts of like length then share a batch, so little of it is padding, and what does not fit fails first.

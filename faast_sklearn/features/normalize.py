@@ -1,12 +1,14 @@
 """Rows of unit length: what ``normalize=True`` does to features in front of the moments."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 __all__ = ["unit_rows"]
 
 
-def unit_rows(X):
+def unit_rows(X: Any) -> Any:
     """Scale rows to unit L2 norm in float64; zero rows stay zero.
 
     Parameters

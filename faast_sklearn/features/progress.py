@@ -2,6 +2,7 @@
 
 import numbers
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -49,15 +50,15 @@ class Report:
     (2, 0, 9)
     """
 
-    def __init__(self, *, verbose=0, description="", total=None):
+    def __init__(self, *, verbose: int = 0, description: str = "", total: int | None = None) -> None:
         check_verbosity(verbose)
         self.n_samples = 0
         self.n_truncated = 0
         self.longest = 0
-        self.limit = None
+        self.limit: int | None = None
         self._bar = _bar(description, total) if verbose else None
 
-    def add(self, n_samples, lengths=None, limit=None):
+    def add(self, n_samples: int, lengths: np.ndarray | None = None, limit: int | None = None) -> None:
         """Count a batch that has been run.
 
         Parameters
@@ -77,13 +78,13 @@ class Report:
         if self._bar is not None:
             self._bar.update(n_samples)
 
-    def close(self):
+    def close(self) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def warn(self, stacklevel=2):
+    def warn(self, stacklevel: int = 2) -> None:
         """Warn if texts were cut.
 
         Parameters
@@ -108,7 +109,7 @@ class Report:
             self.warn(stacklevel=3)
 
 
-def check_verbosity(verbose):
+def check_verbosity(verbose: Any) -> None:
     """Raise ValueError if ``verbose`` is no number of at least 0.
 
     Examples

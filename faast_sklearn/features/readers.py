@@ -7,6 +7,7 @@ estimator's attributes. A reader never writes to an estimator.
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -90,7 +91,16 @@ class TableReader(_CallReader):
     report : Report, optional
     """
 
-    def __init__(self, name, device=None, dtype="auto", facts=(), *, normalize=False, report=None):
+    def __init__(
+        self,
+        name: str,
+        device: Any = None,
+        dtype: Any = "auto",
+        facts: Mapping[str, Any] | tuple = (),
+        *,
+        normalize: bool = False,
+        report: "Report | None" = None,
+    ) -> None:
         super().__init__(dict(facts), normalize, report)
         self._name = name
         automatic = device is None or (isinstance(device, str) and device == "auto")
@@ -98,16 +108,16 @@ class TableReader(_CallReader):
         resolve_dtype(dtype, self.device)
 
     @property
-    def facts(self):
+    def facts(self) -> Any:
         """What is known of the rows."""
         return dict(self._facts)
 
-    def samples(self, X):
+    def samples(self, X: Any) -> Any:
         """Return X as a finite two-dimensional array or tensor."""
         X = read_features(X, self._facts, self._name)
         return X.to(moments_device(X.device)) if isinstance(X, torch.Tensor) else X
 
-    def stream(self, samples):
+    def stream(self, samples: Any) -> Iterator[Any]:
         """Yield positions and features of consecutive rows, on the device where moments are kept."""
         device = moments_device(self.device)
         for start in range(0, len(samples), _SLICE_ROWS):
@@ -117,11 +127,11 @@ class TableReader(_CallReader):
             self._report.add(len(rows))
             yield np.arange(start, start + len(rows)), self._scaled(rows)
 
-    def digest(self, samples):
+    def digest(self, samples: Any) -> Any:
         """Return a digest of the rows, and of how they are scaled and where."""
         return f"{digest_of_rows(samples)} {self._normalize} {self.device}"
 
-    def check_width(self, n_features):
+    def check_width(self, n_features: Any) -> None:
         """Accept the width: that of X was checked with its columns."""
 
 
@@ -145,8 +155,17 @@ class BackboneReader(_CallReader):
     """
 
     def __init__(
-        self, backbone, in_memory, name, facts=(), *, batch_size="auto", cache=None, normalize=False, report=None
-    ):
+        self,
+        backbone: Any,
+        in_memory: bool,
+        name: str,
+        facts: Mapping[str, Any] | tuple = (),
+        *,
+        batch_size: Any = "auto",
+        cache: Any = None,
+        normalize: bool = False,
+        report: "Report | None" = None,
+    ) -> None:
         super().__init__(dict(facts), normalize, report)
         self.backbone, self.device = backbone, backbone.device
         self._in_memory, self._name, self._batch_size = in_memory, name, batch_size
@@ -155,7 +174,7 @@ class BackboneReader(_CallReader):
         self.check_width(None if in_memory else backbone.n_features)
 
     @property
-    def facts(self):
+    def facts(self) -> Any:
         """What is known of the samples; where X is a table its own columns count, as everywhere in scikit-learn."""
         facts = {**self._facts, "device_": str(self.device)}
         if "_n_features" in facts:
@@ -163,11 +182,11 @@ class BackboneReader(_CallReader):
         return facts
 
     @property
-    def n_features(self):
+    def n_features(self) -> Any:
         """Width of the features; None where it is not known yet."""
         return self._facts.get("_n_features")
 
-    def check_width(self, n_features):
+    def check_width(self, n_features: Any) -> None:
         """Hold the number of features against what was learnt; the first one is kept.
 
         To be called by whoever learns from what is remembered of the same samples, instead of streaming them.
@@ -181,7 +200,7 @@ class BackboneReader(_CallReader):
                 "it was fitted with."
             )
 
-    def samples(self, X):
+    def samples(self, X: Any) -> Any:
         """Return X as indexable samples of what the backbone reads."""
         if self.backbone.modality == "tensor":
             _refuse_unread(X, self.backbone)
@@ -192,7 +211,7 @@ class BackboneReader(_CallReader):
             check_columns(X.shape[1], self._facts, self._name)
         return as_samples(X, self.backbone.modality)
 
-    def stream(self, samples):
+    def stream(self, samples: Any) -> Iterator[Any]:
         """Yield positions and features batch by batch, on the device where moments are kept."""
         device = moments_device(self.device)
         how = {"batch_size": self._batch_size, "report": self._report}
@@ -205,7 +224,7 @@ class BackboneReader(_CallReader):
                 self.check_width(rows.shape[1])
                 yield positions, self._scaled(rows.to(device))
 
-    def digest(self, samples):
+    def digest(self, samples: Any) -> Any:
         """Return a digest of samples and backbone, and of how features are scaled and where."""
         return f"{hashlib.sha256(b''.join(self._sample_keys(samples))).hexdigest()} {self._normalize} {self.device}"
 
@@ -216,14 +235,14 @@ class BackboneReader(_CallReader):
             self._keys = (samples, sample_keys(samples, self.backbone, fingerprint))
         return self._keys[1]
 
-    def probe(self, samples):
+    def probe(self, samples: Any) -> Any:
         """Find out the number of features, from the first sample if the backbone cannot say."""
         if self.n_features is None:
             in_order(self.stream(_First(samples)), 1)
         return self.n_features
 
 
-def in_order(stream, n):
+def in_order(stream: Any, n: int) -> Any:
     """Return what a stream yields for n samples, in their order.
 
     Parameters
@@ -244,7 +263,7 @@ def in_order(stream, n):
     >>> in_order(iter([(np.array([2, 0]), ["c", "a"]), (np.array([1]), ["b"])]), 3).tolist()
     ['a', 'b', 'c']
     """
-    out = None
+    out: Any = None
     try:
         for positions, values in stream:
             if isinstance(values, torch.Tensor):

@@ -7,7 +7,7 @@ matrices, and the scores of the query rows.
 """
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +48,9 @@ class Episodes(NamedTuple):
     classes: np.ndarray
 
 
-def sample_episodes(y, *, n_way=5, n_shot=5, n_query=15, n_episodes=600, random_state=None):
+def sample_episodes(
+    y: Any, *, n_way: int = 5, n_shot: int = 5, n_query: int = 15, n_episodes: int = 600, random_state: Any = None
+) -> "Episodes":
     """Draw few-shot episodes: some classes, and of each some rows to learn from and others to test on.
 
     Parameters
@@ -137,7 +139,15 @@ def _distinct(rng, sizes, k):
     return out
 
 
-def solve_episodes(X, episodes, *, solver="ridge", alpha="auto", normalize=False, fit_intercept=True):
+def solve_episodes(
+    X: Any,
+    episodes: "Episodes",
+    *,
+    solver: Any = "ridge",
+    alpha: Any = "auto",
+    normalize: bool = False,
+    fit_intercept: bool = True,
+) -> np.ndarray:
     """Learn each episode's support rows and return the accuracy on its query rows.
 
     The accuracies are those of a new ``FaastClassifier(solver=solver, ...)`` for each episode.

@@ -7,6 +7,7 @@ at once (module ``faast_sklearn.few_shot.episodes``); any other classifier is fi
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -56,17 +57,17 @@ class FewShotResult:
     n_query: int
 
     @property
-    def n_episodes(self):
+    def n_episodes(self) -> int:
         """Number of episodes."""
         return len(self.scores)
 
     @property
-    def mean(self):
+    def mean(self) -> float:
         """Mean accuracy."""
         return float(self.scores.mean())
 
     @property
-    def interval(self):
+    def interval(self) -> tuple[float, float]:
         """95 % interval (lower, upper) of the mean, Student's; NaN of a single episode, which tells no spread."""
         n = len(self.scores)
         if n < 2:
@@ -82,7 +83,18 @@ class FewShotResult:
         )
 
 
-def few_shot_score(estimator, X, y, *, n_way=5, n_shot=5, n_query=15, n_episodes=600, random_state=None, n_jobs=None):
+def few_shot_score(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    n_way: Any = 5,
+    n_shot: Any = 5,
+    n_query: Any = 15,
+    n_episodes: Any = 600,
+    random_state: Any = None,
+    n_jobs: int | None = None,
+) -> "FewShotResult":
     """Evaluate a classifier on few-shot episodes.
 
     Each episode draws ``n_way`` classes, ``n_shot`` rows of each to learn from and ``n_query`` others of each to test

@@ -1,5 +1,7 @@
 """Columns and tables of pandas, polars and pyarrow as numpy arrays of their own type, told without importing them."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -8,7 +10,7 @@ from faast_sklearn.errors import InputError, shortened
 __all__ = ["column_array", "vectors_in", "without_arrow"]
 
 
-def column_array(values, name, remedy):
+def column_array(values: Any, name: str, remedy: str) -> Any:
     """Return a column of a table library as an array of the type that its values have; anything else as it is.
 
     Nullable integers stay integers and nullable booleans booleans, where scikit-learn makes floats or objects of them.
@@ -61,7 +63,7 @@ def _refuse_missing(missing, values, name, remedy):
         raise InputError(f"Input {name} contains NaN: {name}[{i}] is {value}; {remedy}")
 
 
-def without_arrow(X):
+def without_arrow(X: Any) -> Any:
     """Return a pyarrow column as an array, a table of one as that column and another table as a frame; X otherwise."""
     if type(X).__module__.partition(".")[0] != "pyarrow":
         return X
@@ -70,7 +72,7 @@ def without_arrow(X):
     return np.asarray(X) if hasattr(X, "null_count") else X
 
 
-def vectors_in(X):
+def vectors_in(X: Any) -> Any:
     """Stack a column that holds one vector a cell: a Series, a table of one column or an array of lists or arrays.
 
     Parameters

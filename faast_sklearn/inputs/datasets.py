@@ -3,8 +3,9 @@
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation",
 _MOST_NAMED = 8
 
 
-def image_folder(path, extensions=None):
+def image_folder(path: Any, extensions: Sequence | None = None) -> tuple:
     """List the images of a folder that holds one folder a class.
 
     Parameters
@@ -137,7 +138,7 @@ def _files(folder):
     return [str(file) for file in sorted(found)]
 
 
-def as_indexable(dataset, column=None, label=None):
+def as_indexable(dataset: Any, column: str | None = None, label: str | None = None) -> "IndexableDataset":
     """Wrap a dataset so that scikit-learn can split it without reading its samples.
 
     Parameters
@@ -187,12 +188,12 @@ _READ_ONCE = (
 )
 
 
-def is_hf_dataset(X):
+def is_hf_dataset(X: Any) -> bool:
     """Whether X is a map-style Hugging Face dataset, told without importing that library."""
     return hasattr(X, "column_names") and hasattr(X, "features") and hasattr(X, "select_columns")
 
 
-def is_dataset(X):
+def is_dataset(X: Any) -> bool:
     """Whether X yields samples, possibly with labels, by position, but is no plain sequence or array."""
     if is_hf_dataset(X):
         return hasattr(type(X), "__len__")  # one that streams has none
@@ -201,12 +202,12 @@ def is_dataset(X):
     )
 
 
-def is_class_label(dataset, name):
+def is_class_label(dataset: Any, name: Any) -> bool:
     """Whether a column of a Hugging Face dataset holds numbers of classes."""
     return type((dataset.features or {}).get(name)).__name__ == "ClassLabel"
 
 
-def refuse_unlabelled(labels, name):
+def refuse_unlabelled(labels: Any, name: Any) -> None:
     """Raise InputError for the -1 that stands for no label in a ``ClassLabel`` column of a Hugging Face dataset."""
     without = np.flatnonzero(np.asarray(labels) == -1)
     if len(without):
@@ -216,7 +217,7 @@ def refuse_unlabelled(labels, name):
         )
 
 
-def labelled_batches(stream, size=256):
+def labelled_batches(stream: Any, size: Any = 256) -> Iterator[Any]:
     """Yield samples and labels of a Hugging Face dataset that streams, some at a time.
 
     Raises
@@ -283,7 +284,7 @@ class IndexableDataset:
 
     ndim = 1
 
-    def __init__(self, dataset, positions, column=None, label=None, lock=None):
+    def __init__(self, dataset: Any, positions: Any, column: Any = None, label: Any = None, lock: Any = None) -> None:
         self.dataset = dataset
         self.positions = positions
         self.column = column
@@ -292,7 +293,7 @@ class IndexableDataset:
         self._reader = _narrowed(dataset, column)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple:
         """``(n_samples,)``: scikit-learn slices by array, not item by item, what has a shape."""
         return (len(self.positions),)
 
@@ -332,7 +333,7 @@ class IndexableDataset:
     def __iter__(self):
         return (self[i] for i in range(len(self)))
 
-    def labels(self):
+    def labels(self) -> np.ndarray:
         """Read the labels of the samples in view.
 
         Returns

@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 import numpy as np
 from sklearn.utils import assert_all_finite, column_or_1d
@@ -16,7 +17,7 @@ __all__ = ["balanced_factors", "check_labels", "named_weights", "row_weights", "
 _DROP = "drop samples that have no label, or give them one."
 
 
-def union_of_labels(a, b):
+def union_of_labels(a: Any, b: Any) -> Any:
     """Return the sorted union of two arrays of labels, either of which may be empty.
 
     Raises
@@ -34,7 +35,7 @@ def union_of_labels(a, b):
         raise InputError(f"labels such as {a[0]!r} and {b[0]!r} do not mix; use one type for all.") from error
 
 
-def check_labels(y, name):
+def check_labels(y: Any, name: Any) -> Any:
     """Return labels as a one-dimensional array that can be sorted.
 
     Raises
@@ -113,7 +114,7 @@ def _refuse_missing(labels, name):
             raise InputError(f"{told}{name}[{i}] is {label}; {_DROP}")
 
 
-def balanced_factors(counts):
+def balanced_factors(counts: Any) -> Any:
     """Return the factors that give classes of these total weights equal shares; 1 where there is nothing.
 
     Examples
@@ -127,7 +128,7 @@ def balanced_factors(counts):
     return np.where(seen, counts.sum() / (np.where(seen, counts, 1.0) * max(seen.sum(), 1)), 1.0)
 
 
-def row_weights(sample_weight, n, class_weight, classes, codes, stream=False):
+def row_weights(sample_weight: Any, n: Any, class_weight: Any, classes: Any, codes: Any, stream: bool = False) -> Any:
     """Return the weight of each row, or None where all are 1.
 
     Raises
@@ -169,7 +170,7 @@ def row_weights(sample_weight, n, class_weight, classes, codes, stream=False):
     return weight * factors[codes]
 
 
-def named_weights(class_weight, classes):
+def named_weights(class_weight: dict, classes: np.ndarray) -> Any:
     """Return class weights that name each of the classes, for samples of some of them.
 
     Parameters

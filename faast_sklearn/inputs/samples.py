@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ _CHANNELS = (1, 3, 4)
 _NUMBERS = (bool, int, float, complex, np.generic)
 
 
-def as_samples(X, modality):
+def as_samples(X: Any, modality: Literal["image", "text", "tensor"]) -> Any:
     """View X as a sequence of samples, each checked as far as it can be without reading it.
 
     Parameters
@@ -60,6 +61,7 @@ def as_samples(X, modality):
     """
     refuse_single(X, modality)
     X = without_arrow(X)
+    samples: Any
     if is_dataset(X):
         samples = as_indexable(X)
     elif hasattr(X, "columns") and np.ndim(X) == 2:
@@ -81,7 +83,7 @@ def as_samples(X, modality):
     return samples
 
 
-def refuse_single(X, modality):
+def refuse_single(X: Any, modality: Literal["image", "text", "tensor"]) -> None:
     """Raise InputError for what no samples can be in, whatever it holds: one sample, a mapping, a set, nothing at all.
 
     Parameters
@@ -130,7 +132,7 @@ def refuse_single(X, modality):
         _check_image_block(X)
 
 
-def is_pil(X):
+def is_pil(X: Any) -> bool:
     """Whether X is an image of Pillow."""
     # An image exists only where its package is imported already.
     pil = sys.modules.get("PIL.Image")
@@ -245,7 +247,7 @@ def _is_missing(sample):
     )
 
 
-def name_sample(i, sample):
+def name_sample(i: Any, sample: Any) -> str:
     """Name a sample in a message, by index and, where it has one, by path (a text by its start).
 
     Examples
@@ -258,7 +260,7 @@ def name_sample(i, sample):
     return f"X[{i}] ({shortened(os.fspath(path), most=300)})" if path else f"X[{i}]"
 
 
-def count_samples(X):
+def count_samples(X: Any) -> int | None:
     """Count the samples of X; None for what can only be read once, an iterator or DataLoader, and for no samples.
 
     Examples
@@ -279,7 +281,7 @@ def count_samples(X):
     return None
 
 
-def with_labels(X, y):
+def with_labels(X: Any, y: Any) -> Any:
     """Return X and its labels: those given, or those that a dataset brings."""
     if y is not None or not is_dataset(X):
         return X, y
@@ -287,7 +289,7 @@ def with_labels(X, y):
     return X, X.labels()
 
 
-def iter_chunks(X, y=None, sample_weight=None):
+def iter_chunks(X: Any, y: Any = None, sample_weight: Any = None) -> Iterator[Any]:
     """Iterate over labelled data: all at once where it is sized, batch by batch where it streams.
 
     Parameters

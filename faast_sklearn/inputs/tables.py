@@ -1,5 +1,7 @@
 """Tables of numbers: rows of ready features, and what a module in memory that takes arrays reads."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
@@ -15,7 +17,7 @@ __all__ = ["check_columns", "is_table", "read_features", "read_table", "refuse_n
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_features(X, facts, name):
+def read_features(X: Any, facts: dict, name: str) -> Any:
     """Return ready features as a finite two-dimensional array or tensor.
 
     Parameters
@@ -62,7 +64,7 @@ def read_features(X, facts, name):
     return X
 
 
-def read_table(X, facts, name, dtype):
+def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
     """Check a table as scikit-learn does, with its messages; finiteness apart, which :func:`refuse_non_finite` checks.
 
     Parameters
@@ -92,14 +94,14 @@ def read_table(X, facts, name, dtype):
     return X
 
 
-def check_columns(n_columns, facts, name):
+def check_columns(n_columns: Any, facts: Any, name: Any) -> None:
     """Do for the number of columns of a tensor what scikit-learn does for that of a table."""
     known = facts.setdefault("n_features_in_", n_columns)
     if n_columns != known:
         raise InputError(f"X has {n_columns} features, but {name} is expecting {known} features as input.")
 
 
-def is_table(X):
+def is_table(X: Any) -> bool:
     """Whether X can only be rows of numbers: it has at most two axes and is not a list of arrays or tensors."""
     if isinstance(X, torch.Tensor) or is_dataset(X):
         return False
@@ -108,7 +110,7 @@ def is_table(X):
     return hasattr(X, "__array__") or (isinstance(X, (list, tuple)) and not (len(X) and hasattr(X[0], "shape")))
 
 
-def refuse_non_finite(X, name):
+def refuse_non_finite(X: Any, name: Any) -> None:
     """Raise NonFiniteError for the first row with a value that is not finite."""
     # A sum is finite only if all terms are, and it is one pass that allocates nothing.
     with np.errstate(over="ignore", invalid="ignore"):

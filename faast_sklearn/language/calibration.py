@@ -1,6 +1,7 @@
 """How strong fast weights should be, from held-out tokens of what was learnt."""
 
 import math
+from typing import Any
 
 import scipy.stats
 import torch
@@ -37,22 +38,30 @@ class HeldOut:
         these alone. By default all of the vocabulary.
     """
 
-    def __init__(self, keys, targets, samples, learnt, base=None, among=None):
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        targets: torch.Tensor,
+        samples: torch.Tensor,
+        learnt: Any,
+        base: Any = None,
+        among: torch.Tensor | None = None,
+    ) -> None:
         self.keys, self.targets, self.samples, self.learnt = keys, targets, samples, learnt
         self.base, self.among = base, among
 
-    def choosing(self, among):
+    def choosing(self, among: Any) -> Any:
         """Return the tokens that are one of sorted ``among``, with nothing else to choose from."""
         kept = torch.isin(self.targets, among)
         targets = torch.searchsorted(among, self.targets[kept])
         return HeldOut(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
 
-    def learning(self, learnt, most=None):
+    def learning(self, learnt: Any, most: Any = None) -> Any:
         """Return the same tokens, or the first ``most`` of them, with something else learnt."""
         return HeldOut(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base, self.among)
 
 
-def best_weights(lm, held, start):
+def best_weights(lm: Any, held: list, start: Any) -> tuple:
     """Minimise the negative log-likelihood of held-out tokens over the weights of step and shift.
 
     Logits are linear in the two weights (but for a soft cap), so the loss is convex and Newton's method with
@@ -102,12 +111,12 @@ def best_weights(lm, held, start):
     return tuple(at.tolist()), losses
 
 
-def losses_at(lm, held, weights):
+def losses_at(lm: Any, held: Any, weights: Any) -> Any:
     """Return each held-out token's loss at given weights of step and shift; a tensor of shape (t,), float64."""
     return _sweep(lm, held, torch.tensor(weights, dtype=torch.float64))[0]
 
 
-def losses_before(lm, held):
+def losses_before(lm: Any, held: Any) -> Any:
     """Return each held-out token's loss under the model as it is; a tensor of shape (t,), float64."""
     losses = []
     with frozen(lm.module):
@@ -168,7 +177,7 @@ def _sweep(lm, held, at):
     return torch.cat(losses).cpu().double(), gradient, torch.stack([torch.stack([aa, ab]), torch.stack([ab, bb])])
 
 
-def is_better(before, after, held):
+def is_better(before: Any, after: Any, held: Any) -> bool:
     """Whether losses fell by more than chance: two standard errors of the sum over many samples, more of a few.
 
     The tokens of a sample go together. With few samples their spread is uncertain too, so the bound is Student's.
@@ -185,7 +194,7 @@ def is_better(before, after, held):
     return total > float(scipy.stats.t.ppf(_CERTAINTY, offset - 1)) * error
 
 
-def interpolation_weight(lm, held):
+def interpolation_weight(lm: Any, held: list) -> tuple:
     """Return the weight of an output memory in front of the final norm that held-out tokens like best.
 
     Parameters

@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class ChoiceScorer(ExchangePass):
     faast_sklearn.errors.InputError: choices[2] is 'yes' again; each choice may be there once.
     """
 
-    def __init__(self, lm, prompts, choices):
+    def __init__(self, lm: Any, prompts: Any, choices: Sequence) -> None:
         self.choices = _checked(choices)
         super().__init__(lm)
         self.prompts = prompts
@@ -62,11 +63,11 @@ class ChoiceScorer(ExchangePass):
         # transformers from 5.24 on names the cache of keys and values otherwise, and warns of the old name.
         self._cache = "cache" if "cache" in self._options else "past_key_values"
 
-    def room(self, turn):
+    def room(self, turn: Any) -> Any:
         """Tokens of the longest choice in a turn, with its end."""
         return max(map(len, self._answers(turn)))
 
-    def collate(self, items):
+    def collate(self, items: Any) -> Any:
         """Group prompts by what stands around their answers, which nearly always is the same."""
         groups = {}
         for k, item in enumerate(items):
@@ -78,7 +79,7 @@ class ChoiceScorer(ExchangePass):
         ]
         return Batch(inputs, len(items), np.array([item.length for item in items]), self.lm.limit)
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Return the log-probabilities, shape (batch.size, k)."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         scores = torch.empty(batch.size, len(self.choices), dtype=wide, device=self.device)
@@ -209,7 +210,7 @@ def _checked(choices):
     return [str(choice) for choice in choices]
 
 
-def refuse_other_targets(targets, choices):
+def refuse_other_targets(targets: Sequence, choices: Sequence) -> None:
     """Raise InputError for the first target that is none of the choices; the message names the nearest one.
 
     Parameters
@@ -233,7 +234,7 @@ def refuse_other_targets(targets, choices):
             raise InputError(f"y[{i}] is {shortened(target)}, which is none of choices; the nearest is {near}.")
 
 
-def deciding_tokens(prompts, choices):
+def deciding_tokens(prompts: Any, choices: Sequence) -> set:
     """Return the tokens in which choices part from one another.
 
     Parameters

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from faast_sklearn.language.templates import Turn
 
@@ -48,10 +49,10 @@ class Exchanges(Sequence):
     (1, (7, 2))
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rows = []
 
-    def append(self, prompt, answer, length, turn=_PLAIN):
+    def append(self, prompt: Any, answer: Any, length: Any, turn: Any = _PLAIN) -> None:
         """Add the exchange of the next sample; the parameters are those of :class:`Exchange`."""
         self._rows.append((array("i", prompt), array("i", answer), length, turn))
 

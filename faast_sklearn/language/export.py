@@ -5,6 +5,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from faast_sklearn.errors import BackboneError, refuse_missing_parent
 __all__ = ["save_folded"]
 
 
-def save_folded(lm, weights, folder):
+def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
     """Write model and tokenizer with the fast weights folded into the output matrix.
 
     Parameters

@@ -1,6 +1,8 @@
 """FastWeightLM: a frozen language model that learns token sequences in one pass, without an estimator around it."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
@@ -10,7 +12,7 @@ from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unk
 from faast_sklearn.errors import InputError
 from faast_sklearn.language.fast_weights import FastWeights
 from faast_sklearn.language.passes import observe
-from faast_sklearn.language.problem import WeightProblem, check_settings
+from faast_sklearn.language.problem import SolvedWeights, WeightProblem, check_settings
 from faast_sklearn.language.reserve import digest
 
 __all__ = ["FastWeightLM"]
@@ -69,24 +71,26 @@ class FastWeightLM:
 
     def __init__(
         self,
-        model,
+        model: Any,
         *,
-        target="residual",
-        solver="ridge",
-        alpha="auto",
-        memory_weight="auto",
-        device=None,
-        dtype="auto",
-    ):
+        target: Literal["residual", "embedding"] = "residual",
+        solver: Literal["ridge", "pinv"] = "ridge",
+        alpha: Literal["auto"] | float = "auto",
+        memory_weight: Literal["auto"] | float = "auto",
+        device: Any = None,
+        dtype: Any = "auto",
+    ) -> None:
         check_settings(target=target, solver=solver, alpha=alpha, memory_weight=memory_weight)
         opened = hasattr(model, "finish_logits")
         self.model = model if opened else as_handle(model).open_language_model(device, dtype)
         self.target = "embedding" if self.model.readouts is not None else target
-        self._settings = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}
+        self._settings: dict[str, Any] = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}
         self.reset_projection()
 
     @classmethod
-    def from_pretrained(cls, path, base_config=None, alpha=None, **options):
+    def from_pretrained(
+        cls, path: str, base_config: str | None = None, alpha: float | None = None, **options: Any
+    ) -> "FastWeightLM":
         """Open a published FAAST checkpoint, or any language model.
 
         Parameters
@@ -117,30 +121,36 @@ class FastWeightLM:
         return cls(backbone(spec, **more), **options)
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """Tokenizer of the model; None if it has none."""
         return self.model.tokenizer
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Device of the model."""
         return self.model.device
 
     @property
-    def moments(self):
+    def moments(self) -> Any:
         """What was learnt; None before anything was."""
         return None if self.problem is None else self.problem.moments
 
     @property
-    def n_tokens(self):
+    def n_tokens(self) -> int:
         """Number of tokens learnt."""
         return 0 if self.moments is None else int(self.moments.output.n_tokens)
 
-    def reset_projection(self):
+    def reset_projection(self) -> None:
         """Forget everything."""
-        self.problem = None
+        self.problem: WeightProblem | None = None
 
-    def learn(self, input_ids, attention_mask=None, labels=None, **inputs):
+    def learn(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> "FastWeightLM":
         """Learn which token follows which hidden state.
 
         Parameters
@@ -189,7 +199,7 @@ class FastWeightLM:
         self.problem = self.problem_of(seen.moments if self.moments is None else self.moments + seen.moments)
         return self
 
-    def problem_of(self, moments, **more):
+    def problem_of(self, moments: Any, **more: Any) -> "WeightProblem":
         """Return the problem that moments pose under the settings of this model; nothing is solved yet.
 
         Parameters
@@ -204,17 +214,17 @@ class FastWeightLM:
         """
         return WeightProblem(moments, target=self.target, **self._settings, **more)
 
-    def solved(self):
+    def solved(self) -> SolvedWeights | None:
         """Return the solved fast weights with what was chosen; None if nothing has been learnt."""
         return None if self.problem is None else self.problem.solved(self.model)
 
     @property
-    def weights(self):
+    def weights(self) -> FastWeights:
         """The fast weights; those of the frozen model if nothing has been learnt."""
         return FastWeights("residual", None) if self.problem is None else self.solved().weights
 
     @contextmanager
-    def attached(self, *, private=False):
+    def attached(self, *, private: bool = False) -> Iterator[Any]:
         """Put the fast weights on the transformers model for the time of a block, and yield it.
 
         Parameters
@@ -225,12 +235,12 @@ class FastWeightLM:
         with self.weights.attached(self.model, private=private):
             yield self.model.module
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's own ``generate`` with the fast weights; without gradients."""
         with torch.no_grad(), self.attached() as module:
             return module.generate(*args, **kwargs)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the fast weights; without gradients."""
         with torch.no_grad(), self.attached() as module:
             return module(*args, **kwargs)

@@ -1,9 +1,10 @@
 """Fast weights of a language model: what is put on the frozen one, as hooks or folded into its output matrix."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -73,11 +74,11 @@ class FastWeights(Stateful):
     }
     _carried: threading.local = field(default_factory=threading.local, repr=False)
 
-    def fits(self, lm):
+    def fits(self, lm: Any) -> bool:
         """Whether they are on the model's device and in its dtype."""
         return all(t.device == lm.device and t.dtype == lm.dtype for t in self._tensors())
 
-    def to(self, device, dtype=None):
+    def to(self, device: Any, dtype: Any = None) -> Any:
         """Return the same weights on ``device``, in ``dtype`` (their own by default)."""
 
         def moved(tensor):
@@ -90,7 +91,7 @@ class FastWeights(Stateful):
         own = (self.update, self.reader, self.shift, *(m.update for m in self.middle))
         return [tensor for tensor in own if tensor is not None]
 
-    def plus(self, other):
+    def plus(self, other: Any) -> Any:
         """Return weights that do what both do, of the same target and without middle memories."""
 
         def added(one, two):
@@ -102,20 +103,20 @@ class FastWeights(Stateful):
         reader, shift = joined(self.reader, other.reader, 1), joined(self.shift, other.shift, 0)
         return FastWeights(self.target, added(self.update, other.update), reader, shift)
 
-    def adapt(self, states):
+    def adapt(self, states: Any) -> Any:
         """Return hidden states with the update; at the place where it acts."""
         if self.update is None:
             return states
         return states + states @ self.update
 
-    def adapt_raw(self, states, raw):
+    def adapt_raw(self, states: Any, raw: Any) -> Any:
         """Return the output matrix's result with the shift, for states as they were before the update."""
         if self.shift is None:
             return raw
         flat = torch.addmm(raw.flatten(0, -2), (states @ self.reader).flatten(0, -2), self.shift)
         return flat.view(raw.shape)
 
-    def hooks(self, lm):
+    def hooks(self, lm: Any) -> Any:
         """Return what :func:`~faast_sklearn.language.hooks.hooked` takes: hooks before and after modules."""
         before, after = [(lm.layers[m.layer], _adding(m.update)) for m in self.middle], []
         if self.target == "embedding" and self.update is not None:
@@ -127,7 +128,7 @@ class FastWeights(Stateful):
         return before, after
 
     @contextmanager
-    def attached(self, lm, *, private=False):
+    def attached(self, lm: Any, *, private: bool = False) -> Iterator[Any]:
         """Put them on the model for the time of a block.
 
         Parameters
@@ -143,7 +144,7 @@ class FastWeights(Stateful):
         finally:
             self._carried.__dict__.clear()  # of a pass that failed on its way
 
-    def folded_matrix(self, lm):
+    def folded_matrix(self, lm: Any) -> Any:
         """Return the output matrix that has the fast weights in it, of shape (vocabulary, d), in its own dtype.
 
         Raises

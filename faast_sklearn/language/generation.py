@@ -1,6 +1,8 @@
 """Answers written by the model itself, token by token, many prompts at once."""
 
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +61,9 @@ class Generator(ExchangePass):
     ValueError: num_beams must be a positive integer, got 0.
     """
 
-    def __init__(self, lm, *, max_new_tokens=64, num_beams=1, stop_ids=None):
+    def __init__(
+        self, lm: Any, *, max_new_tokens: int = 64, num_beams: int = 1, stop_ids: Sequence | None = None
+    ) -> None:
         super().__init__(lm)
         for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
@@ -79,7 +83,7 @@ class Generator(ExchangePass):
         self._reads_mask = lm.reads_mask  # found out here, not by the threads that collate
         self._stops = set(stops)
 
-    def collate(self, items):
+    def collate(self, items: Any) -> Any:
         """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""
         groups = {}
         for k, item in enumerate(items):
@@ -97,7 +101,7 @@ class Generator(ExchangePass):
         ]
         return Batch(inputs, len(items), np.array([item.length for item in items]), self.lm.limit)
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Generate; the texts come without prompt, special tokens, end of the template and spaces around them."""
         texts = [""] * batch.size
         for most, rows, ids, mask in batch.inputs:
@@ -114,12 +118,12 @@ class Generator(ExchangePass):
                 texts[k] = self._decode(row).removesuffix(after).rstrip()
         return texts
 
-    def check(self, output, n):
+    def check(self, output: Any, n: Any) -> None:
         """Raise BackboneError unless there is one text a prompt."""
         if len(output) != n:
             raise BackboneError(f"generation gave {len(output)} texts for {n} prompts.")
 
-    def finite(self, output):
+    def finite(self, output: Any) -> None:
         """Return None: texts are always finite."""
         return None
 

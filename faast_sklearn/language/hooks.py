@@ -1,7 +1,9 @@
 """Hooks on a frozen model that live for a block, and that know whose passes they are for."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["hooked"]
 
@@ -14,7 +16,7 @@ def _innermost():
 
 
 @contextmanager
-def hooked(before=(), after=(), *, private=True):
+def hooked(before: Any = (), after: Any = (), *, private: bool = True) -> Iterator[Any]:
     """Register hooks for the time of the block; they are removed however it ends.
 
     Passes of the library itself are private: they see their own hooks only, not those that a user has attached, and

@@ -1,6 +1,7 @@
 """What is known of learnt tokens: immutable float64 statistics, exact under ``+`` and ``−``, of a size without N."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,7 +43,15 @@ class TokenMoments(Stateful):
         "loss": Number(),
     }
 
-    def __init__(self, memory, expected=None, counts=None, probability=None, curvature=None, loss=0.0):
+    def __init__(
+        self,
+        memory: "CrossMoments",
+        expected: "Scatter | None" = None,
+        counts: Any = None,
+        probability: Any = None,
+        curvature: Any = None,
+        loss: float = 0.0,
+    ) -> None:
         self.memory = memory
         self.expected = expected
         self.counts = counts
@@ -51,17 +60,17 @@ class TokenMoments(Stateful):
         self.loss = float(loss)
 
     @property
-    def n_tokens(self):
+    def n_tokens(self) -> float:
         """Number of learnt tokens."""
         return self.memory.weight
 
     @property
-    def device(self):
+    def device(self) -> Any:
         """Device that holds the statistics."""
         return self.memory.cross.device
 
     def _combine(self, other, sign):
-        def both(name):
+        def both(name: str) -> Any:
             mine, yours = getattr(self, name), getattr(other, name)
             if mine is None:
                 return None
@@ -69,7 +78,8 @@ class TokenMoments(Stateful):
             return mine + yours if sign > 0 else mine - yours
 
         names = ("memory", "expected", "counts", "probability", "curvature")
-        return TokenMoments(*map(both, names), self.loss + sign * other.loss)
+        parts: Any = tuple(map(both, names))
+        return TokenMoments(*parts, loss=self.loss + sign * other.loss)
 
     def __add__(self, other):
         return self._combine(other, 1) if isinstance(other, TokenMoments) else NotImplemented
@@ -77,16 +87,17 @@ class TokenMoments(Stateful):
     def __sub__(self, other):
         return self._combine(other, -1) if isinstance(other, TokenMoments) else NotImplemented
 
-    def to(self, device):
+    def to(self, device: Any) -> Any:
         """Return the same statistics on ``device``."""
         parts = (self.memory, self.expected, self.counts, self.probability, self.curvature)
-        return TokenMoments(*(None if part is None else part.to(device) for part in parts), self.loss)
+        moved: Any = tuple(None if part is None else part.to(device) for part in parts)
+        return TokenMoments(*moved, loss=self.loss)
 
-    def summed(self, ranks):
+    def summed(self, ranks: Any) -> Any:
         """Return the sum of all ranks' statistics; see :meth:`~faast_sklearn.moments.scatter.Scatter.summed`."""
         expected = None if self.expected is None else self.expected.summed(ranks)
-        vectors = [None if v is None else ranks.sum(v) for v in (self.counts, self.probability, self.curvature)]
-        return TokenMoments(self.memory.summed(ranks), expected, *vectors, ranks.sum_number(self.loss))
+        vectors: Any = [None if v is None else ranks.sum(v) for v in (self.counts, self.probability, self.curvature)]
+        return TokenMoments(self.memory.summed(ranks), expected, *vectors, loss=ranks.sum_number(self.loss))
 
 
 class LanguageMoments(Stateful):
@@ -109,7 +120,9 @@ class LanguageMoments(Stateful):
         "n_samples": Integer(),
     }
 
-    def __init__(self, output, middle=(), reserve=None, n_samples=0):
+    def __init__(
+        self, output: "TokenMoments", middle: Sequence = (), reserve: "Reserve | None" = None, n_samples: int = 0
+    ) -> None:
         self.output = output
         self.middle = tuple(middle)
         self.reserve = Reserve() if reserve is None else reserve
@@ -129,12 +142,12 @@ class LanguageMoments(Stateful):
         reserve = self.reserve - other.reserve
         return LanguageMoments(self.output - other.output, middle, reserve, self.n_samples - other.n_samples)
 
-    def to(self, device):
+    def to(self, device: Any) -> Any:
         """Return the same statistics on ``device``."""
         middle = [part.to(device) for part in self.middle]
         return LanguageMoments(self.output.to(device), middle, self.reserve.to(device), self.n_samples)
 
-    def without(self, removed):
+    def without(self, removed: Any) -> Any:
         """Return ``self − removed``; raise ForgetError if ``removed`` cannot be a part of what was learnt."""
         if removed.n_samples > self.n_samples or removed.output.n_tokens > self.output.n_tokens + 0.5:
             raise ForgetError(
@@ -146,14 +159,14 @@ class LanguageMoments(Stateful):
             raise ForgetError(f"{unknown} of these samples, or more, were never learnt as they are.")
         return self - removed
 
-    def same_texts(self, other):
+    def same_texts(self, other: Any) -> bool:
         """Whether both are of the same texts, as far as they can tell."""
         one, two = (
             (m.n_samples, round(m.output.n_tokens), [s.digest for s in m.reserve.samples]) for m in (self, other)
         )
         return one == two
 
-    def outline(self):
+    def outline(self) -> Any:
         """Return what every rank must know before moments are summed across ranks."""
         output = self.output
         return _Outline(

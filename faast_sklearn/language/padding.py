@@ -1,5 +1,8 @@
 """Token rows of several lengths to one tensor, on the side that the model needs."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 __all__ = ["decoder_inputs", "pad_rows"]
@@ -7,7 +10,7 @@ __all__ = ["decoder_inputs", "pad_rows"]
 _IGNORED = -100  # transformers' mark of a label that is padding
 
 
-def pad_rows(rows, fill, side="right"):
+def pad_rows(rows: Sequence, fill: int, side: str = "right") -> tuple:
     """Pad rows of token ids to the longest.
 
     Parameters
@@ -42,7 +45,7 @@ def pad_rows(rows, fill, side="right"):
     return ids, mask
 
 
-def decoder_inputs(lm, answers):
+def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:
     """Tokens that a decoder reads in order to predict each token of the answers.
 
     Parameters

@@ -1,6 +1,8 @@
 """Passes of the frozen model over prompts and answers: to learn from them, and to say how likely they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +33,16 @@ class Observation:
     finite: torch.Tensor
 
 
-def observe(lm, inputs, where, targets, digests, *, target, weights=None):
+def observe(
+    lm: Any,
+    inputs: dict,
+    where: torch.Tensor,
+    targets: torch.Tensor,
+    digests: Sequence,
+    *,
+    target: Literal["residual", "embedding"],
+    weights: Any = None,
+) -> "Observation":
     """Run the frozen model over a batch and return what its tokens teach.
 
     Parameters
@@ -93,21 +104,21 @@ class ExchangePass(ForwardPass):
 
     modality = "text"
 
-    def __init__(self, lm):
+    def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.module, self.device, self.dtype = lm.module, lm.device, lm.dtype
         self.default_batch_size = lm.default_batch_size
 
     @property
-    def shares_memory_with(self):
+    def shares_memory_with(self) -> Any:
         """The module, whichever pass runs it: what fitted into memory once is remembered for it."""
         return self.module
 
-    def read(self, sample):
+    def read(self, sample: Any) -> Any:
         """Return the exchange itself."""
         return sample
 
-    def sort_key(self, item):
+    def sort_key(self, item: Any) -> Any:
         """Tokens of the exchange."""
         return len(item.prompt) + len(item.answer)
 
@@ -160,17 +171,23 @@ class LearningPass(_AnswerPass):
         Residuals are taken from the model with them.
     """
 
-    def __init__(self, lm, target, learn_from="answer", weights=None):
+    def __init__(
+        self,
+        lm: Any,
+        target: Literal["residual", "embedding"],
+        learn_from: Literal["answer", "all"] = "answer",
+        weights: Any = None,
+    ) -> None:
         super().__init__(lm, learn_from)
         self.target = target
         self.weights = weights
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Return the statistics of the batch."""
         inputs, where, targets, digests = self._on_device(batch)
         return observe(self.lm, inputs, where, targets, digests, target=self.target, weights=self.weights)
 
-    def finite(self, output):
+    def finite(self, output: Any) -> Any:
         """Return whether the hidden states of each sample are finite."""
         return output.finite
 
@@ -194,11 +211,11 @@ class LikelihoodPass(_AnswerPass):
 
     n_features = 3
 
-    def __init__(self, lm, weights, learn_from="answer"):
+    def __init__(self, lm: Any, weights: Any, learn_from: Literal["answer", "all"] = "answer") -> None:
         super().__init__(lm, learn_from)
         self.weights = weights
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Score the batch."""
         inputs, where, targets, _ = self._on_device(batch)
         states, _ = hidden_states(self.lm, inputs, where, "residual", weights=self.weights)

@@ -4,9 +4,10 @@ import functools
 import numbers
 import operator
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -80,7 +81,7 @@ class SolvedWeights(Stateful):
     }
 
 
-def check_settings(*, target, solver, alpha, memory_weight):
+def check_settings(*, target: Any, solver: Any, alpha: Any, memory_weight: Any) -> None:
     """Raise ValueError for a setting that :func:`solve_weights` does not know."""
     for name, value, allowed in (("target", target, TARGETS), ("solver", solver, ("ridge", "pinv"))):
         if not (isinstance(value, str) and value in allowed):
@@ -91,7 +92,18 @@ def check_settings(*, target, solver, alpha, memory_weight):
             raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
 
 
-def solve_weights(lm, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False):
+def solve_weights(
+    lm: Any,
+    moments: Any,
+    *,
+    target: Literal["residual", "embedding"],
+    solver: Literal["ridge", "pinv"],
+    alpha: float | Literal["auto"],
+    memory_weight: float | Literal["auto"],
+    among: Sequence | None = None,
+    base: "FastWeights | None" = None,
+    hold_out: bool = False,
+) -> "SolvedWeights":
     """Solve for fast weights.
 
     Held-out tokens come from the reserve. Up to four folds of it are left out of the statistics in turn, where it is
@@ -279,15 +291,25 @@ class WeightProblem(Stateful):
     }
 
     def __init__(
-        self, moments, *, target, solver, alpha, memory_weight, among=None, base=None, hold_out=False, solved=None
-    ):
+        self,
+        moments: Any,
+        *,
+        target: Any,
+        solver: Any,
+        alpha: Any,
+        memory_weight: Any,
+        among: Any = None,
+        base: Any = None,
+        hold_out: bool = False,
+        solved: "SolvedWeights | None" = None,
+    ) -> None:
         self.moments = moments
         self.settings = {"target": target, "solver": solver, "alpha": alpha, "memory_weight": memory_weight}
         self.settings |= {"among": among, "base": base, "hold_out": hold_out}
         self._solved = solved
         self._lock = threading.Lock()
 
-    def solved(self, lm):
+    def solved(self, lm: Any) -> Any:
         """Return the fast weights, on the device and in the dtype of the language model."""
         with self._lock:
             if self._solved is None:
@@ -296,7 +318,7 @@ class WeightProblem(Stateful):
                 self._solved = replace(self._solved, weights=self._solved.weights.to(lm.device, lm.dtype))
             return self._solved
 
-    def without_moments(self, lm):
+    def without_moments(self, lm: Any) -> Any:
         """Return the same, solved and as small as what it takes to predict."""
         return WeightProblem(NotSaved(self.moments.n_samples), **self.settings, solved=self.solved(lm))
 

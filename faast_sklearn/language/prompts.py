@@ -5,6 +5,8 @@ Prompt and answer are tokenised apart, so a prompt has the same ids when an answ
 
 import re
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import BackboneError, InputError
@@ -58,7 +60,7 @@ class Prompts:
     ('a =', (32, 98, 0))
     """
 
-    def __init__(self, lm, template=None):
+    def __init__(self, lm: Any, template: str | Callable[..., Any] | None = None) -> None:
         self.lm = lm
         if lm.tokenizer is None:
             name = type(lm.module).__name__
@@ -75,7 +77,7 @@ class Prompts:
         ends = [*lm.eos_ids, *([] if self._eos is None else [self._eos]), *self._turn_end(template)]
         self.stop_ids = tuple(dict.fromkeys(ends))
 
-    def pairs(self, X, y):
+    def pairs(self, X: Any, y: Any) -> "Exchanges":
         """Write what is learnt from sources and their targets.
 
         Parameters
@@ -113,7 +115,7 @@ class Prompts:
                 exchanges.append(prompt, answer, length, turn)
         return exchanges
 
-    def questions(self, X, room=1):
+    def questions(self, X: Any, room: int | Callable[..., Any] = 1) -> "Exchanges":
         """Write prompts whose answers are to be found.
 
         Parameters
@@ -143,7 +145,7 @@ class Prompts:
                 exchanges.append(prompt, (), length, how.turn)
         return exchanges
 
-    def texts(self, X):
+    def texts(self, X: Any) -> "Exchanges":
         """Write what is learnt from plain text: every token after the first is a target.
 
         Parameters
@@ -176,7 +178,7 @@ class Prompts:
                 exchanges.append(ids[:first], ids[first:limit], len(ids), Turn())
         return exchanges
 
-    def answers(self, texts, turn=None):
+    def answers(self, texts: list, turn: "Turn | None" = None) -> list:
         """Tokenise answers as they stand in one turn, with the token that ends them.
 
         Parameters
@@ -296,7 +298,7 @@ class Prompts:
         return self._tokenize([turn.after])[0][-1:] if turn is not None and turn.after else []
 
 
-def targets_of(y):
+def targets_of(y: Any) -> Any:
     """Return targets as a list of strings; errors call them y.
 
     Raises

@@ -1,9 +1,10 @@
 """A bounded sample of learnt tokens, by which the strength of fast weights is chosen."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Sample:
     targets: torch.Tensor
 
 
-def digest(*rows):
+def digest(*rows: Any) -> Any:
     """Return eight bytes that depend on rows of token ids and nothing else.
 
     Examples
@@ -86,12 +87,12 @@ class Reserve(Stateful):
         "bound": Raw(),
     }
 
-    def __init__(self, samples=(), bound=_NEVER):
+    def __init__(self, samples: Sequence = (), bound: bytes = _NEVER) -> None:
         self.samples = tuple(samples)
         self.bound = bound
 
     @classmethod
-    def of_tokens(cls, digests, keys, targets, lengths):
+    def of_tokens(cls, digests: Sequence, keys: torch.Tensor, targets: torch.Tensor, lengths: Sequence) -> Any:
         """Return the reserve of a batch.
 
         Parameters
@@ -114,7 +115,7 @@ class Reserve(Stateful):
         return cls([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)
 
     @classmethod
-    def of(cls, samples, bound=_NEVER):
+    def of(cls, samples: Any, bound: Any = _NEVER) -> Any:
         """Return the reserve of samples in any order."""
         kept, tokens = [], 0
         for sample in sorted(samples, key=lambda s: s.digest):
@@ -131,11 +132,11 @@ class Reserve(Stateful):
         return len(self.samples)
 
     @property
-    def n_tokens(self):
+    def n_tokens(self) -> int:
         """Number of tokens."""
         return sum(len(sample.targets) for sample in self.samples)
 
-    def folds(self, n_learnt=None):
+    def folds(self, n_learnt: float | None = None) -> list:
         """Split the samples for the choice: each fold is left out of what it is asked about.
 
         Parameters
@@ -155,14 +156,14 @@ class Reserve(Stateful):
         k = min(_FOLDS, len(told))
         return [] if k < 2 else [told[i::k] for i in range(k)]
 
-    def rows(self, which):
+    def rows(self, which: Any) -> Any:
         """Return keys (t, d), targets (t,) and the number of each token's sample, of those at positions ``which``."""
         some = [self.samples[i] for i in which]
         lengths = torch.tensor([len(s.targets) for s in some])
         numbers = torch.arange(len(some)).repeat_interleave(lengths)
         return torch.cat([s.keys for s in some]), torch.cat([s.targets for s in some]), numbers
 
-    def to(self, device):
+    def to(self, device: Any) -> Any:
         """Return the same samples on ``device``."""
         moved = [Sample(s.digest, s.keys.to(device), s.targets.to(device)) for s in self.samples]
         return Reserve(moved, self.bound)
@@ -184,7 +185,7 @@ class Reserve(Stateful):
                 del left[at]
         return Reserve(left, self.bound)
 
-    def missing(self, other):
+    def missing(self, other: Any) -> Any:
         """Return how many samples of ``other`` should be here if they had been learnt, but are not."""
         mine = {}
         for sample in self.samples:
@@ -211,7 +212,7 @@ class Reserve(Stateful):
         require(list(digests) == sorted(digests), "the reserve is not sorted")
         return cls(samples, bound)
 
-    def summed(self, ranks, width):
+    def summed(self, ranks: Any, width: int) -> Any:
         """Return the reserve of all ranks' samples; each sends those of its own, at most 1,024 tokens.
 
         Parameters

@@ -1,5 +1,7 @@
 """How good generated texts are, beside the texts that people wrote."""
 
+from collections.abc import Sequence
+
 from faast_sklearn.errors import InputError
 from faast_sklearn.optional import require
 
@@ -13,7 +15,7 @@ _UNSPACED = ((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30
 _CHINESE = ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
 
 
-def text_score(predictions, references, scoring="bleu"):
+def text_score(predictions: Sequence, references: Sequence, scoring: str = "bleu") -> float:
     """Compare predicted texts with their references.
 
     Parameters

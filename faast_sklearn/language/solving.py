@@ -17,6 +17,7 @@ direction ``a = (G + ε)⁻¹ Kᵀ1`` along which hidden states are nearly const
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -60,12 +61,12 @@ class Directions:
     shift: torch.Tensor
 
 
-def key_spectrum(memory):
+def key_spectrum(memory: Any) -> Any:
     """Decompose the scatter of a memory's keys about the origin; O(d³), or O(n² d) while tokens are fewer."""
     return decompose(memory.keys.about_origin())
 
 
-def key_condition(spectrum, n_tokens, solver, alpha):
+def key_condition(spectrum: Any, n_tokens: float, solver: Any, alpha: Any) -> float:
     """Return the condition number of what :func:`residual_directions` inverts on the side of the keys.
 
     Parameters
@@ -84,7 +85,7 @@ def key_condition(spectrum, n_tokens, solver, alpha):
     return float(condition_of(ridge_filter(spectrum.values, max(alpha, _LEAST_ALPHA) * spectrum.mean_value)))
 
 
-def associative_weights(memory, solver, alpha):
+def associative_weights(memory: Any, solver: Literal["ridge", "pinv"], alpha: float | Literal["auto"]) -> Any:
     """Solve for the weights that map keys to values.
 
     Parameters
@@ -109,7 +110,7 @@ def associative_weights(memory, solver, alpha):
     return solve_pinv(spectrum, memory.cross, alpha, n)
 
 
-def curvature(lm, moments):
+def curvature(lm: Any, moments: Any) -> torch.Tensor:
     """Return the damped curvature ``F + 30 f̄ EᵀE / ē`` of the loss in the output embeddings, per token.
 
     Parameters
@@ -143,7 +144,14 @@ def curvature(lm, moments):
     return factor
 
 
-def residual_directions(moments, spectrum, factor, solver, alpha, logit_scale=1.0):
+def residual_directions(
+    moments: Any,
+    spectrum: Any,
+    factor: torch.Tensor,
+    solver: Literal["ridge", "pinv"],
+    alpha: float,
+    logit_scale: float = 1.0,
+) -> "Directions":
     """Return the step and the shift that residual statistics give.
 
     Parameters

@@ -1,8 +1,9 @@
 """How a source text becomes the text of a prompt, and what stands around the answer that follows it."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from faast_sklearn.errors import InputError
 
@@ -45,7 +46,7 @@ class Rendered:
     complete: bool
 
 
-def renderer(lm, template=None):
+def renderer(lm: Any, template: str | Callable[..., Any] | None = None) -> Callable[..., Any]:
     """Turn ``template`` into a function from a source text to a :class:`Rendered` prompt.
 
     Parameters
@@ -87,7 +88,7 @@ def renderer(lm, template=None):
     )
 
 
-def chat_turn(lm):
+def chat_turn(lm: Any) -> "Turn | None":
     """Return what a tokenizer's chat template writes around an answer, None where it has no template.
 
     Parameters

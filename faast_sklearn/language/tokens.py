@@ -1,5 +1,8 @@
 """What a frozen language model makes of learnt tokens: keys, and the statistics that fast weights follow from."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
 import torch
 
 from faast_sklearn.backbones.base import frozen
@@ -18,7 +21,14 @@ TARGETS = ("residual", "embedding")
 _MOST_LOGITS = 2**24
 
 
-def hidden_states(lm, inputs, where, target, layers=(), weights=None):
+def hidden_states(
+    lm: Any,
+    inputs: dict,
+    where: torch.Tensor,
+    target: Literal["residual", "embedding"],
+    layers: Sequence = (),
+    weights: Any = None,
+) -> tuple:
     """Run the frozen model and return its hidden states at chosen positions.
 
     Parameters
@@ -85,7 +95,9 @@ def hidden_states(lm, inputs, where, target, layers=(), weights=None):
     return caught[0], middle
 
 
-def token_moments(lm, target, keys, targets, weights=None):
+def token_moments(
+    lm: Any, target: Literal["residual", "embedding"], keys: torch.Tensor, targets: torch.Tensor, weights: Any = None
+) -> "TokenMoments":
     """Compute the statistics of tokens from the hidden states before them.
 
     With ``target="embedding"`` values are the input embeddings of the tokens (Bao et al., section 3). With
@@ -154,7 +166,7 @@ def token_moments(lm, target, keys, targets, weights=None):
     )
 
 
-def next_token_log_probabilities(lm, states, targets, weights=None):
+def next_token_log_probabilities(lm: Any, states: torch.Tensor, targets: torch.Tensor, weights: Any = None) -> tuple:
     """Return the log-probability of tokens, and whether each is the most likely one.
 
     Parameters
@@ -180,7 +192,7 @@ def next_token_log_probabilities(lm, states, targets, weights=None):
     return torch.cat(log_p).clone(), torch.cat(correct).clone()
 
 
-def raw_logits(lm, states, weights=None):
+def raw_logits(lm: Any, states: Any, weights: Any = None) -> Any:
     """Return the output matrix's result, with fast weights that act there; under ``frozen``, a few rows at a time."""
     # Not through the module, whose hooks belong to others.
     matrix, bias = lm.head.weight, lm.head.bias
@@ -189,7 +201,7 @@ def raw_logits(lm, states, weights=None):
     return weights.adapt_raw(states, torch.nn.functional.linear(weights.adapt(states), matrix, bias))
 
 
-def row_chunks(n, vocabulary):
+def row_chunks(n: Any, vocabulary: Any) -> Iterator[Any]:
     """Yield slices of n rows so small that their logits over a vocabulary take 64 MB."""
     size = max(1, _MOST_LOGITS // vocabulary)
     for start in range(0, n, size):

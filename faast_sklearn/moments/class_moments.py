@@ -5,7 +5,7 @@ Everything that the solvers and readouts need follows from them; the examples th
 """
 
 import threading
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse
@@ -132,24 +132,32 @@ class ClassMoments(Stateful):
         "scatter": Scatter.record(),
     }
 
-    def __init__(self, classes, counts, rows, mean_weights, means, scatter):
+    def __init__(
+        self,
+        classes: np.ndarray,
+        counts: np.ndarray,
+        rows: np.ndarray,
+        mean_weights: np.ndarray,
+        means: torch.Tensor,
+        scatter: "Scatter",
+    ) -> None:
         self.classes = classes
         self.counts = counts
         self.rows = rows
         self.mean_weights = mean_weights
         self._means = means
         self.scatter = scatter
-        self._kept = None
+        self._kept: _Kept | None = None
 
     @classmethod
-    def empty(cls, n_features, device="cpu"):
+    def empty(cls, n_features: Any, device: Any = "cpu") -> "ClassMoments":
         """Return the neutral element of ``+``."""
         scatter = Scatter.empty(n_features, device)
         means = torch.zeros((0, n_features), dtype=torch.float64, device=device)
         return cls(np.array([]), np.zeros(0), np.zeros(0, np.int64), np.zeros(0), means, scatter)
 
     @classmethod
-    def from_rows(cls, X, y, sample_weight=None):
+    def from_rows(cls, X: Any, y: Any, sample_weight: Any = None) -> "ClassMoments":
         """Compute the moments of labelled rows, in one pass and bounded memory beside X.
 
         Parameters
@@ -169,7 +177,7 @@ class ClassMoments(Stateful):
         return cls.from_codes(X, codes.ravel(), classes, sample_weight)
 
     @classmethod
-    def from_codes(cls, X, codes, classes, sample_weight=None):
+    def from_codes(cls, X: Any, codes: Any, classes: Any, sample_weight: Any = None) -> "ClassMoments":
         """Compute the moments of rows labelled by their position in sorted ``classes``; see ``from_rows``.
 
         Classes without a row of positive weight are left out.
@@ -186,7 +194,8 @@ class ClassMoments(Stateful):
         if not n:
             return cls.empty(d, device)
         rows = np.bincount(codes, minlength=c)
-        counts, mean_weights = rows.astype(np.float64), np.ones(c)
+        counts: np.ndarray = rows.astype(np.float64)
+        mean_weights = np.ones(c)
         if sample_weight is not None:
             counts = np.bincount(codes, weights=sample_weight, minlength=c)
             mean_weights = np.maximum(_mean_weights(codes, sample_weight, counts), counts / np.maximum(rows, 1))
@@ -197,7 +206,7 @@ class ClassMoments(Stateful):
         few = n <= PENDING_ROWS
         dense = None if few else torch.zeros((d, d), dtype=torch.float64, device=device)
         scratch = None if few or device != "cpu" else np.empty((min(n, _BLOCK_ROWS), d))
-        sums = 0.0
+        sums: Any = 0.0
         for start in range(0, n, _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
             centred = _centred(X[part], shift, scratch)
@@ -241,7 +250,7 @@ class ClassMoments(Stateful):
         parts = (a[seen] for a in (self.classes, self.counts, self.rows, self.mean_weights))
         return ClassMoments(*parts, self._means[keep], self.scatter)
 
-    def reindexed(self, classes):
+    def reindexed(self, classes: Any) -> "ClassMoments":
         """Return the same statistics with one row for each of sorted ``classes``, a superset of the present ones."""
         if len(classes) == len(self.classes):
             return self
@@ -254,90 +263,90 @@ class ClassMoments(Stateful):
         return ClassMoments(classes, counts, rows, mean_weights, means, self.scatter)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of features d."""
         return self.scatter.n_features
 
     @property
-    def weight(self):
+    def weight(self) -> float:
         """Sum of all weights, Σw."""
         return self.scatter.weight
 
     @property
-    def n_rows(self):
+    def n_rows(self) -> int:
         """Number of rows with a positive weight."""
         return int(self.rows.sum())
 
     @property
-    def sizes(self):
+    def sizes(self) -> np.ndarray:
         """Number of rows of equal weight that say as much of each class, ``(Σw)² / Σw²`` (Kish): of shape (c,)."""
         return self.counts / self.mean_weights
 
     @property
-    def n_samples(self):
+    def n_samples(self) -> float:
         """N: the sum of ``sizes``; the number of rows where those of a class weigh the same, whatever they weigh."""
         return float(self.sizes.sum())
 
     @property
-    def n_spare(self):
+    def n_spare(self) -> float:
         """Rows beside one for the mean of each class, ``N − c``."""
         return max(self.n_samples - len(self.classes), 0.0)
 
     @property
-    def bessel(self):
+    def bessel(self) -> float:
         """What a mean square within classes is multiplied by for the means that were taken off, ``N / (N − c)``."""
         return 1.0 / max(1.0 - float((self.mean_weights / self.weight).sum()), 1.0 / max(self.n_samples, 1.0))
 
     @property
-    def effective_size(self):
+    def effective_size(self) -> float:
         """``(Σw)² / Σw²`` over all rows (Kish): how many of equal weight know the shares of the classes as well."""
         return float(self.weight / ((self.counts / self.weight) @ self.mean_weights)) if self.weight else 0.0
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Mean of all rows, ndarray of shape (d,)."""
         return self.scatter.mean.cpu().numpy()
 
     @property
-    def means(self):
+    def means(self) -> np.ndarray:
         """Mean of each class, ndarray of shape (c, d)."""
         return self._means.cpu().numpy()
 
-    def class_sums(self, centred=True):
+    def class_sums(self, centred: bool = True) -> torch.Tensor:
         """Return ``diag(n)(M − μ)``, or ``diag(n) M`` uncentred: a tensor of shape (c, d)."""
         means = self._means - self.scatter.mean if centred else self._means
         return means * torch.as_tensor(self.counts, device=means.device)[:, None]
 
-    def keep(self):
+    def keep(self) -> "ClassMoments":
         """Keep from now on what :meth:`once` makes, for moments that are solved again and again; return them."""
         self._kept = _Kept()
         return self
 
     @property
-    def keeps(self):
+    def keeps(self) -> bool:
         """Whether what is made of them is kept."""
         return self._kept is not None
 
-    def once(self, key, make):
+    def once(self, key: Any, make: Any) -> Any:
         """Return ``make()``: made anew, or, after :meth:`keep`, once for each key."""
         return make() if self._kept is None else self._kept.get(key, make)
 
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Return about how many bytes the moments take together with a decomposition."""
         return 16 * min(self.n_features, self.n_rows) * self.n_features
 
-    def to(self, device):
+    def to(self, device: Any) -> "ClassMoments":
         """Return the same statistics on ``device``."""
         return self._with(self._means.to(device), self.scatter.to(device))
 
-    def leading(self, d):
+    def leading(self, d: Any) -> "ClassMoments":
         """Return the statistics of the first ``d`` features alone."""
         return self._with(self._means[:, :d], self.scatter.leading(d))
 
     def _with(self, means, scatter):
         return ClassMoments(self.classes, self.counts, self.rows, self.mean_weights, means, scatter)
 
-    def scale(self, factor):
+    def scale(self, factor: Any) -> "ClassMoments":
         """Return the statistics with every weight multiplied by ``factor`` > 0."""
         counts, mean_weights = self.counts * factor, self.mean_weights * factor
         return ClassMoments(self.classes, counts, self.rows, mean_weights, self._means, self.scatter.scale(factor))
@@ -370,7 +379,7 @@ class ClassMoments(Stateful):
         scatter = a.scatter - b.scatter if rows.any() else Scatter.empty(a.n_features, a.scatter.device)
         return ClassMoments(a.classes, counts, rows, mean_weights, means, scatter)._compact()
 
-    def without(self, removed):
+    def without(self, removed: Any) -> "ClassMoments":
         """Return ``self − removed``; raise ForgetError if ``removed`` cannot be a part of what was learnt."""
         unknown = np.setdiff1d(removed.classes, self.classes)
         if len(unknown):
@@ -391,7 +400,7 @@ class ClassMoments(Stateful):
             raise ForgetError("these samples were never learnt: taking them away leaves a negative variance.")
         return left
 
-    def outline(self):
+    def outline(self) -> Any:
         """Return what every rank must know before moments are summed across ranks."""
         return _Outline(self.n_features, self.classes)
 

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from faast_sklearn.moments.class_moments import ClassMoments
 __all__ = ["collect", "collect_folds", "recent", "refuse_overflow"]
 
 
-def collect(batches):
+def collect(batches: Any) -> "ClassMoments":
     """Add up the moments of batches of labelled rows.
 
     Parameters
@@ -24,7 +25,7 @@ def collect(batches):
     -------
     ClassMoments
     """
-    total = None
+    total: Any = None
     with closing(batches), np.errstate(over="ignore", invalid="ignore"):
         for rows, codes, classes, weight, _ in batches:
             part = ClassMoments.from_codes(rows, codes, classes, weight)
@@ -32,7 +33,7 @@ def collect(batches):
     return total
 
 
-def collect_folds(batches, fold_of, n_folds):
+def collect_folds(batches: Any, fold_of: np.ndarray, n_folds: int) -> list:
     """Add up the moments of the rows of each fold, in one pass.
 
     Parameters
@@ -47,7 +48,7 @@ def collect_folds(batches, fold_of, n_folds):
     -------
     list of ClassMoments
     """
-    folds = [None] * n_folds
+    folds: list[Any] = [None] * n_folds
     with closing(batches):
         for rows, codes, classes, weight, positions in batches:
             for k in np.unique(fold_of[positions]):
@@ -57,7 +58,7 @@ def collect_folds(batches, fold_of, n_folds):
     return folds
 
 
-def refuse_overflow(moments):
+def refuse_overflow(moments: Any) -> None:
     """Raise NonFiniteError if rows are finite but their squares are not; once a call, since it waits for the device."""
     if not moments.scatter.trace() + moments.weight * float(moments.scatter.mean.square().sum()) < 1e300:
         raise NonFiniteError(

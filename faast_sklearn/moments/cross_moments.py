@@ -1,6 +1,6 @@
 """Sufficient statistics of keys and the vectors that they should be associated with, exact under ``+`` and ``−``."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,19 +42,19 @@ class CrossMoments(Stateful):
     __slots__ = ("cross", "keys", "power")
     _state: ClassVar = {"keys": Scatter.record(), "cross": Array("dm"), "power": Number()}
 
-    def __init__(self, keys, cross, power):
+    def __init__(self, keys: "Scatter", cross: torch.Tensor, power: float) -> None:
         self.keys = keys
         self.cross = cross
         self.power = float(power)
 
     @classmethod
-    def empty(cls, n_features, n_values, device="cpu"):
+    def empty(cls, n_features: Any, n_values: Any, device: Any = "cpu") -> "CrossMoments":
         """Return the neutral element of ``+``."""
         cross = torch.zeros((n_features, n_values), dtype=torch.float64, device=device)
         return cls(Scatter.empty(n_features, device), cross, 0.0)
 
     @classmethod
-    def from_rows(cls, K, V):
+    def from_rows(cls, K: Any, V: Any) -> Any:
         """Compute the moments of keys K, of shape (n, d), and values V, of shape (n, m), where they are.
 
         Raises
@@ -73,11 +73,11 @@ class CrossMoments(Stateful):
         return cls(keys, cross, power)
 
     @property
-    def weight(self):
+    def weight(self) -> float:
         """Number of rows."""
         return self.keys.weight
 
-    def to(self, device):
+    def to(self, device: Any) -> "CrossMoments":
         """Return the same statistics on ``device``."""
         return CrossMoments(self.keys.to(device), self.cross.to(device), self.power)
 
@@ -93,7 +93,7 @@ class CrossMoments(Stateful):
         other = other.to(self.cross.device)
         return CrossMoments(self.keys - other.keys, self.cross - other.cross, self.power - other.power)
 
-    def summed(self, ranks):
+    def summed(self, ranks: Any) -> "CrossMoments":
         """Return the sum of all ranks' moments; see :meth:`Scatter.summed`."""
         power = ranks.sum_number(self.power)
         return CrossMoments(self.keys.summed(ranks), ranks.sum(self.cross), power)

@@ -8,7 +8,8 @@ the order and the split of the rows.
 """
 
 import itertools
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.linalg.blas
@@ -25,14 +26,14 @@ __all__ = ["PENDING_ROWS", "Scatter", "add_crossproduct", "host", "mirror"]
 PENDING_ROWS = 2048
 
 
-def host(X):
+def host(X: Any) -> Any:
     """Return a CPU tensor as the NumPy array that shares its memory, anything else as it is."""
     if isinstance(X, np.ndarray) or X.device.type != "cpu":
         return X
     return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
 
 
-def add_crossproduct(total, rows):
+def add_crossproduct(total: Any, rows: Any) -> None:
     """Add ``rowsᵀ rows`` to the part of ``total`` on and below its diagonal, in place.
 
     Work is half of a general product's on the host, where BLAS has a symmetric rank-k update, and five eighths
@@ -47,7 +48,7 @@ def add_crossproduct(total, rows):
         total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
 
 
-def mirror(total):
+def mirror(total: Any) -> torch.Tensor:
     """Copy the part of a square tensor below the diagonal to the part above it, in place, panel by panel."""
     whole = host(total)
     xp = np if isinstance(whole, np.ndarray) else torch
@@ -85,19 +86,19 @@ class Scatter(Stateful):
         "factors": Stacked("rd"),
     }
 
-    def __init__(self, weight, mean, dense=None, factors=()):
+    def __init__(self, weight: float, mean: torch.Tensor, dense: Any = None, factors: Sequence = ()) -> None:
         self.weight = float(weight)
         self.mean = mean
         self._dense = dense
         self._factors = tuple(factors)
 
     @classmethod
-    def empty(cls, n_features, device="cpu"):
+    def empty(cls, n_features: Any, device: Any = "cpu") -> "Scatter":
         """Return the neutral element of ``+`` for ``n_features`` features."""
         return cls(0.0, torch.zeros(n_features, dtype=torch.float64, device=device))
 
     @classmethod
-    def from_rows(cls, rows):
+    def from_rows(cls, rows: Any) -> "Scatter":
         """Return the scatter of float64 ``rows`` of shape (n, d), each of weight one."""
         n, d = rows.shape
         if not n:
@@ -112,22 +113,22 @@ class Scatter(Stateful):
         return cls(n, mean, mirror(dense))
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of features d."""
         return len(self.mean)
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Device that holds the statistics."""
         return self.mean.device
 
     @property
-    def is_small(self):
+    def is_small(self) -> bool:
         """Whether T is known by fewer factor rows than it has features, so that the rows' side is the smaller one."""
         return self._dense is None and self._n_pending < self.n_features
 
     @property
-    def is_factored(self):
+    def is_factored(self) -> bool:
         """Whether all of T is factor rows, however many."""
         return self._dense is None
 
@@ -135,7 +136,7 @@ class Scatter(Stateful):
     def _n_pending(self):
         return sum(len(f) for f in self._factors)
 
-    def factor_rows(self):
+    def factor_rows(self) -> torch.Tensor:
         """Return the factor rows that are not yet squared, of shape (r, d); all of T where ``is_small``."""
         if not self._factors:
             return self.mean.new_zeros((0, self.n_features))
@@ -145,7 +146,7 @@ class Scatter(Stateful):
             return torch.from_numpy(np.concatenate([f.numpy() for f in self._factors]))
         return torch.cat(self._factors)
 
-    def matrix(self):
+    def matrix(self) -> torch.Tensor:
         """Return T itself, a new tensor of shape (d, d)."""
         d = self.n_features
         total = self.mean.new_zeros((d, d)) if self._dense is None else self._dense.clone()
@@ -154,41 +155,41 @@ class Scatter(Stateful):
             mirror(total)
         return total
 
-    def variances(self):
+    def variances(self) -> torch.Tensor:
         """Return the diagonal of T, of shape (d,): the centred sums of squares of each feature."""
         total = torch.zeros_like(self.mean) if self._dense is None else self._dense.diagonal().clone()
         for rows in self._factors:
             total += rows.square().sum(0)
         return total
 
-    def trace(self):
+    def trace(self) -> float:
         """Return the trace of T."""
         einsum = np.einsum if self.device.type == "cpu" else torch.einsum  # NumPy's starts no threads
         total = sum(float(einsum("ij,ij->", host(f), host(f))) for f in self._factors)
         return total if self._dense is None else total + float(self._dense.diagonal().sum())
 
-    def quadratic(self, W):
+    def quadratic(self, W: Any) -> torch.Tensor:
         """Return ``Wᵀ T W`` for W of shape (d, m) without forming T: O(d m (r + d))."""
         rows = self.factor_rows() @ W
         total = rows.T @ rows
         return total if self._dense is None else total + W.T @ (self._dense @ W)
 
-    def squares(self, W):
+    def squares(self, W: Any) -> torch.Tensor:
         """Return the diagonal of ``Wᵀ T W`` for W of shape (d, m): what each column spreads; O(d m (r + d))."""
         total = (self.factor_rows() @ W).square().sum(0)
         return total if self._dense is None else total + (W * (self._dense @ W)).sum(0)
 
-    def about_origin(self):
+    def about_origin(self) -> "Scatter":
         """Return the scatter of the same rows about zero instead of their mean (one more factor row)."""
         row = (self.weight**0.5 * self.mean)[None]
         return Scatter(self.weight, torch.zeros_like(self.mean), self._dense, (*self._factors, row))
 
-    def leading(self, d):
+    def leading(self, d: Any) -> "Scatter":
         """Return the statistics of the first ``d`` features alone."""
         dense = None if self._dense is None else self._dense[:d, :d]
         return Scatter(self.weight, self.mean[:d], dense, [f[:, :d] for f in self._factors])._folded()
 
-    def significant(self):
+    def significant(self) -> "Scatter":
         """Return the scatter with features that are constant but for rounding, 4 units of their mean, as constant."""
         variances = self.variances()
         noise = self.weight * (2.0**-51 * self.mean).square()
@@ -199,7 +200,7 @@ class Scatter(Stateful):
         dense = None if self._dense is None else self._dense * kept * kept[:, None]
         return Scatter(self.weight, self.mean, dense, [f * kept for f in self._factors])
 
-    def to(self, device):
+    def to(self, device: Any) -> "Scatter":
         """Return the same statistics on ``device``."""
         return Scatter(
             self.weight,
@@ -250,7 +251,7 @@ class Scatter(Stateful):
         dense -= torch.outer(between, between)
         return Scatter(weight, mean, dense)
 
-    def scale(self, factor):
+    def scale(self, factor: Any) -> "Scatter":
         """Return the statistics with every weight multiplied by ``factor`` ≥ 0."""
         root = factor**0.5
         return Scatter(
@@ -260,7 +261,7 @@ class Scatter(Stateful):
             [f * root for f in self._factors],
         )
 
-    def summed(self, ranks):
+    def summed(self, ranks: Any) -> "Scatter":
         """Return the sum of all ranks' scatters, the same to the bit on each.
 
         About the mean of all: each rank adds how far its own mean is from that, as Chan's update does.

@@ -11,7 +11,9 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -29,7 +31,7 @@ ABANDONED = 3600.0  # seconds after which a file that nobody has written to was 
 _BLOCK = 1 << 20
 
 
-def write_archive(path, manifest, tensors):
+def write_archive(path: os.PathLike, manifest: dict, tensors: dict) -> None:
     """Write a manifest and tensors to a file, which is afterwards the new one or, after any failure, the old one.
 
     Parameters
@@ -65,7 +67,7 @@ def write_archive(path, manifest, tensors):
             file.write(checksum.encode())
 
 
-def read_archive(path):
+def read_archive(path: os.PathLike) -> tuple:
     """Read what :func:`write_archive` wrote.
 
     Nothing is executed, followed or put on a device.
@@ -138,7 +140,7 @@ def _no_constant(name):
     raise ValueError(f"{name} is no number")
 
 
-def digest_of_file(path):
+def digest_of_file(path: Any) -> Any:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -148,7 +150,7 @@ def digest_of_file(path):
 
 
 @contextlib.contextmanager
-def replaced(path):
+def replaced(path: os.PathLike) -> Iterator[Any]:
     """Yield the name of a new file that takes the place of ``path`` at once when the body ends well.
 
     Its content reaches the disk before its name does. After an error nothing is left of it; after a kill it stays
@@ -184,7 +186,7 @@ def replaced(path):
     sync_folder(path.parent)
 
 
-def sync_folder(folder):
+def sync_folder(folder: Any) -> None:
     """Make the names in a folder survive a crash, where the platform can."""
     with contextlib.suppress(OSError):  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)

@@ -1,5 +1,8 @@
 """Kinds of arrays that a saved file may hold: of known shape and dtype, finite, and labels."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -26,11 +29,20 @@ class Array(Field):
         Write one triangle of a square matrix where the other is equal to the bit.
     """
 
-    def __init__(self, shape, dtypes=(torch.float64,), *, numpy=False, finite=True, least=None, symmetric=False):
+    def __init__(
+        self,
+        shape: str,
+        dtypes: tuple = (torch.float64,),
+        *,
+        numpy: bool = False,
+        finite: bool = True,
+        least: float | None = None,
+        symmetric: bool = False,
+    ) -> None:
         self.shape, self.dtypes, self.numpy = shape, dtypes, numpy
         self.finite, self.least, self.symmetric = finite, least, symmetric
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write the tensor and name it."""
         tensor = torch.from_numpy(np.ascontiguousarray(value)) if self.numpy else value.detach().cpu()
         if self.symmetric and torch.equal(tensor, tensor.T):
@@ -38,14 +50,14 @@ class Array(Field):
             return {"triangle": out.put(torch.cat(rows)), "size": len(tensor)}
         return out.put(tensor)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read and check it; lengths of axes are checked by the record that it is a part of."""
         size = None
         if self.symmetric and isinstance(node, dict):
             node, size = node.get("triangle"), node.get("size")
         return self.check(source.take(node), source, size)
 
-    def check(self, tensor, source, size=None):
+    def check(self, tensor: Any, source: Any, size: Any = None) -> Any:
         """Return a tensor as it is asked for here, or raise SavedFileError."""
         if tensor.dtype not in self.dtypes:
             raise source.wrong(f"is {tensor.dtype}, expected {' or '.join(map(str, self.dtypes))}")
@@ -75,17 +87,17 @@ class Array(Field):
             start += i + 1
         return square
 
-    def to_host(self, value):
+    def to_host(self, value: Any) -> Any:
         """Return an ndarray; of what NumPy does not know in float32, which holds it."""
         if self.numpy:
             return value
         return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
 
-    def from_host(self, value):
+    def from_host(self, value: Any) -> Any:
         """Return a tensor, or with ``numpy`` the ndarray."""
         return value if self.numpy else torch.from_numpy(np.array(value))
 
-    def lengths(self, value):
+    def lengths(self, value: Any) -> Any:
         """Yield the letter and the length of each axis."""
         return zip(self.shape, value.shape, strict=True)
 
@@ -99,16 +111,16 @@ class Stacked(Field):
         Of each, as :class:`Array` has them.
     """
 
-    def __init__(self, shape, dtypes=(torch.float64,)):
+    def __init__(self, shape: Any, dtypes: Any = (torch.float64,)) -> None:
         self.whole = Array(shape, dtypes)
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write the tensors one after the other."""
         if not value:
             return None
         return {"rows": self.whole.pack(torch.cat(list(value)), out), "lengths": [len(one) for one in value]}
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read them."""
         if node is None:
             return ()
@@ -119,15 +131,15 @@ class Stacked(Field):
             raise source.wrong(f"has {len(whole)} rows, which are not those of its parts")
         return torch.split(whole, lengths)
 
-    def to_host(self, value):
+    def to_host(self, value: Any) -> Any:
         """Return ndarrays."""
         return tuple(map(self.whole.to_host, value))
 
-    def from_host(self, value):
+    def from_host(self, value: Any) -> Any:
         """Return tensors."""
         return tuple(map(self.whole.from_host, value))
 
-    def lengths(self, value):
+    def lengths(self, value: Any) -> Any:
         """Yield the letter and the length of each axis but the first."""
         return zip(self.whole.shape[1:], value[0].shape[1:], strict=True) if value else ()
 
@@ -144,10 +156,10 @@ class Labels(Field):
     shape = "c"
     _KINDS = "biufUO"
 
-    def __init__(self, sorted=True):
+    def __init__(self, sorted: bool = True) -> None:
         self.sorted = sorted
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write the labels as a list."""
         kinds = {type(label) for label in value.tolist()}
         if value.dtype.kind not in self._KINDS or not kinds <= {bool, int, float, str}:
@@ -157,7 +169,7 @@ class Labels(Field):
             )
         return {"dtype": value.dtype.str, "labels": value.tolist()}
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read the labels."""
         if not isinstance(node, dict) or not isinstance(node.get("labels"), list):
             raise source.wrong(f"is {shortened(node)}, expected labels")
@@ -182,6 +194,6 @@ class Labels(Field):
                 raise source.wrong("has labels that are not sorted")
         return array
 
-    def lengths(self, value):
+    def lengths(self, value: Any) -> Iterator[Any]:
         """Yield the letter and the length of the axis."""
         yield "c", len(value)

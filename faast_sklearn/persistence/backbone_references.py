@@ -7,6 +7,7 @@ whoever loads it passes them. Weights that are kept beside the file are found by
 
 import os
 import re
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ _PUBLIC = re.compile(r"[a-z][a-z0-9_-]+:(hf[-_]hub:)?[A-Za-z0-9][\w.+-]*(/[A-Za-
 _FILES = ("weights", "base_config")
 
 
-def pack_backbone(estimator, out):
+def pack_backbone(estimator: Any, out: Any) -> str | dict | None:
     """Return how a file names the backbone of an estimator, whose weights are stored too if ``out`` says so.
 
     Parameters
@@ -60,7 +61,7 @@ def pack_backbone(estimator, out):
     return {"spec": handle.spec, "options": Options().pack(handle.options, out)}
 
 
-def unpack_backbone(node, source):
+def unpack_backbone(node: Any, source: Any) -> Any:
     """Return the backbone parameter that a file names; nothing is opened or looked up.
 
     Parameters

@@ -1,17 +1,19 @@
 """Files of earlier versions, in the form that this version reads."""
 
+from typing import Any
+
 from faast_sklearn.errors import SavedFileError
 
 __all__ = ["as_of_today"]
 
 # Parameters that are gone, with the values that did nothing.
-_GONE = {
+_GONE: dict[str, dict[str, Any]] = {
     "FaastClassifier": {"expansion": None, "n_passes": 1, "prompt_template": "auto"},
     "FaastSeq2Seq": {"n_passes": 1, "generation_config": None},
 }
 
 
-def as_of_today(kind, node):
+def as_of_today(kind: str, node: Any) -> dict:
     """Return what a file holds of an estimator, without what this version no longer has.
 
     Parameters

@@ -1,6 +1,7 @@
 """Whole estimators and pipelines of them, to and from what a file holds."""
 
 import warnings
+from typing import Any
 
 from sklearn.pipeline import Pipeline
 
@@ -18,7 +19,7 @@ _PASSED = ("passthrough", "drop")
 _SUMMARY = Record(dict, structure=Text(), dtype=Text(), digest=Text(), sample=Listed(Number()))
 
 
-def register(cls):
+def register(cls) -> None:
     """Make a class of this library one that files can hold, under its own name.
 
     Parameters
@@ -29,7 +30,7 @@ def register(cls):
     _kinds[cls.__name__] = cls
 
 
-def pack_estimator(estimator, out):
+def pack_estimator(estimator: Any, out: Any) -> Any:
     """Return an estimator as JSON knows it.
 
     Parameters
@@ -72,7 +73,7 @@ def pack_estimator(estimator, out):
     }
 
 
-def unpack_estimator(node, source, given, cls=None):
+def unpack_estimator(node: Any, source: Any, given: dict, cls=None) -> Any:
     """Return the estimator that a file holds.
 
     Parameters

@@ -6,6 +6,8 @@ source)``, the way back. A file can name nothing that is not a field here: no cl
 
 import math
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from faast_sklearn.errors import shortened
 
@@ -27,19 +29,19 @@ __all__ = [
 class Field:
     """A kind of value."""
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Return ``value`` as JSON knows it; tensors go to ``out``."""
         raise NotImplementedError
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Return the value, or raise SavedFileError."""
         raise NotImplementedError
 
-    def to_host(self, value):
+    def to_host(self, value: Any) -> Any:
         """Return the value as a pickle has it: without a device."""
         return value
 
-    def from_host(self, value):
+    def from_host(self, value: Any) -> Any:
         """Return the value that ``to_host`` gave."""
         return value
 
@@ -47,15 +49,15 @@ class Field:
 class Number(Field):
     """A float of at least ``least``; infinite only if ``infinite``."""
 
-    def __init__(self, least=-math.inf, infinite=False):
+    def __init__(self, least: Any = -math.inf, infinite: bool = False) -> None:
         self.least, self.infinite = least, infinite
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write infinity by name, which JSON has no number for."""
         value = float(value)
         return value if math.isfinite(value) else repr(value)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read a number."""
         if self.infinite and node in ("inf", "-inf"):
             node = float(node)
@@ -69,14 +71,14 @@ class Number(Field):
 class Integer(Field):
     """An int of at least ``least``."""
 
-    def __init__(self, least=0):
+    def __init__(self, least: Any = 0) -> None:
         self.least = least
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write an integer of any library."""
         return int(value)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read an integer."""
         if isinstance(node, bool) or not isinstance(node, int) or not self.least <= node < 1 << 63:
             raise source.wrong(f"is {shortened(node)}, expected an integer of at least {self.least}")
@@ -86,11 +88,11 @@ class Integer(Field):
 class Boolean(Field):
     """True or False."""
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write a truth value of any library."""
         return bool(value)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read a truth value."""
         if not isinstance(node, bool):
             raise source.wrong(f"is {shortened(node)}, expected true or false")
@@ -100,11 +102,11 @@ class Boolean(Field):
 class Text(Field):
     """A string."""
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write a string."""
         return str(value)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read a string."""
         if not isinstance(node, str):
             raise source.wrong(f"is {shortened(node)}, expected a string")
@@ -114,17 +116,17 @@ class Text(Field):
 class OneOf(Field):
     """One of a few values that JSON knows, or of the kind of one of ``fields``."""
 
-    def __init__(self, *values, fields=()):
+    def __init__(self, *values: Any, fields: Any = ()) -> None:
         self.values, self.fields = values, fields
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write it by the first field that has its type."""
         for known in self.values:
             if type(value) is type(known) and value == known:
                 return value
         return self.fields[0].pack(value, out)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read it."""
         for known in self.values:
             if type(node) is type(known) and node == known:
@@ -137,22 +139,22 @@ class OneOf(Field):
 class Maybe(Field):
     """A value or None."""
 
-    def __init__(self, field):
+    def __init__(self, field: Any) -> None:
         self.field = field
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write it."""
         return None if value is None else self.field.pack(value, out)
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read it."""
         return None if node is None else self.field.unpack(node, source)
 
-    def to_host(self, value):
+    def to_host(self, value: Any) -> Any:
         """Return None or what the field makes of it."""
         return None if value is None else self.field.to_host(value)
 
-    def from_host(self, value):
+    def from_host(self, value: Any) -> Any:
         """Return None or what the field makes of it."""
         return None if value is None else self.field.from_host(value)
 
@@ -160,11 +162,11 @@ class Maybe(Field):
 class Raw(Field):
     """Bytes, in hexadecimal."""
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write bytes."""
         return value.hex()
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read bytes."""
         try:
             return bytes.fromhex(node)
@@ -175,10 +177,10 @@ class Raw(Field):
 class Listed(Field):
     """A tuple of values of one kind."""
 
-    def __init__(self, field):
+    def __init__(self, field: Any) -> None:
         self.field = field
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write them in order."""
         packed = []
         for i, one in enumerate(value):
@@ -186,7 +188,7 @@ class Listed(Field):
                 packed.append(self.field.pack(one, out))
         return packed
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read them in order."""
         if not isinstance(node, list):
             raise source.wrong(f"is {shortened(node)}, expected a list")
@@ -196,11 +198,11 @@ class Listed(Field):
                 values.append(self.field.unpack(one, source))
         return tuple(values)
 
-    def to_host(self, value):
+    def to_host(self, value: Any) -> Any:
         """Return what the field makes of each."""
         return tuple(map(self.field.to_host, value))
 
-    def from_host(self, value):
+    def from_host(self, value: Any) -> Any:
         """Return what the field makes of each."""
         return tuple(map(self.field.from_host, value))
 
@@ -208,11 +210,11 @@ class Listed(Field):
 class Options(Field):
     """A dict of names to numbers, strings, truth values, None, and tuples of them."""
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write it as pairs."""
         return [[name, list(one) if isinstance(one, tuple) else one] for name, one in value.items()]
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read it."""
         options = {}
         for pair in node if isinstance(node, list) else [node]:
@@ -239,10 +241,10 @@ class Record(Field):
         Part ``p`` is the attribute ``p``, or ``_p`` where there is none.
     """
 
-    def __init__(self, make, *, view=None, **parts):
+    def __init__(self, make: Callable[..., Any], *, view: Callable[..., Any] | None = None, **parts: Any) -> None:
         self.make, self.view, self.parts = make, view, parts
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write the parts."""
         packed = {}
         for name, part in self.parts_of(value if self.view is None else self.view(value)).items():
@@ -250,11 +252,11 @@ class Record(Field):
                 packed[name] = self.parts[name].pack(part, out)
         return packed
 
-    def parts_of(self, view):
+    def parts_of(self, view: Any) -> Any:
         """Return the parts of an object by name."""
         return {n: getattr(view, n) if hasattr(view, n) else getattr(view, f"_{n}") for n in self.parts}
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read the parts, hold their shapes against one another, and make the object."""
         parts = self.unpack_parts(node, source)
         try:
@@ -262,7 +264,7 @@ class Record(Field):
         except ValueError as error:
             raise source.wrong(f"does not fit together: {error}") from error
 
-    def unpack_parts(self, node, source):
+    def unpack_parts(self, node: Any, source: Any) -> Any:
         """Return the parts by name."""
         if not isinstance(node, dict) or node.keys() != self.parts.keys():
             found = sorted(node) if isinstance(node, dict) else shortened(node)

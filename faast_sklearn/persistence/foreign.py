@@ -6,6 +6,8 @@ is exchanged for a mark that skops knows, so that nothing of ours needs to be tr
 
 import copy
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ _HOLDERS = [
 ]
 
 
-def write_foreign(estimator, out, is_ours):
+def write_foreign(estimator: Any, out: Any, is_ours: Callable[..., Any]) -> tuple:
     """Write an estimator with skops.
 
     Parameters
@@ -80,7 +82,7 @@ def write_foreign(estimator, out, is_ours):
     return out.put(torch.from_numpy(np.frombuffer(data, np.uint8).copy())), parts
 
 
-def read_foreign(name, source, parts):
+def read_foreign(name: str, source: Any, parts: list) -> Any:
     """Read an estimator that :func:`write_foreign` wrote.
 
     Parameters

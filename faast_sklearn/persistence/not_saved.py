@@ -1,5 +1,8 @@
 """What stands where moments were that a file does not hold."""
 
+from collections.abc import Callable
+from typing import Any
+
 from faast_sklearn.errors import SavedFileError
 from faast_sklearn.persistence.fields import Field, Integer
 
@@ -15,10 +18,10 @@ class NotSaved:
         How many were learnt.
     """
 
-    def __init__(self, n_samples):
+    def __init__(self, n_samples: int) -> None:
         self.n_samples = n_samples
 
-    def refuse(self, *_):
+    def refuse(self, *_: Any) -> Any:
         """Raise the error that says so."""
         raise SavedFileError(
             "this estimator was saved with moments=False: it predicts, but it cannot learn more, forget, be merged, or "
@@ -47,10 +50,10 @@ class OrNotSaved(Field):
         Returns the number of samples of moments.
     """
 
-    def __init__(self, field, count):
+    def __init__(self, field: "Field", count: Callable[..., Any]) -> None:
         self.field, self.count = field, count
 
-    def pack(self, value, out):
+    def pack(self, value: Any, out: Any) -> Any:
         """Write the moments, or their number of samples."""
         if isinstance(value, NotSaved):
             return {"n_samples": value.n_samples}
@@ -58,7 +61,7 @@ class OrNotSaved(Field):
         # Where nothing was learnt there is nothing to leave out, and no weights to stand for it.
         return self.field.pack(value, out) if out.moments or not n_samples else {"n_samples": n_samples}
 
-    def unpack(self, node, source):
+    def unpack(self, node: Any, source: Any) -> Any:
         """Read them."""
         if isinstance(node, dict) and node.keys() == {"n_samples"}:
             return NotSaved(Integer().unpack(node["n_samples"], source))

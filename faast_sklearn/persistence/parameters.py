@@ -1,6 +1,7 @@
 """Constructor parameters as JSON knows them; code, devices and places on this machine stay behind."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ _NUMBERS = (
 )
 
 
-def pack_parameters(estimator, out):
+def pack_parameters(estimator: Any, out: Any) -> dict:
     """Return the parameters of an estimator by name.
 
     Parameters
@@ -49,7 +50,7 @@ def pack_parameters(estimator, out):
     return packed
 
 
-def unpack_parameters(node, given, names, source):
+def unpack_parameters(node: Any, given: dict, names: list, source: Any) -> Any:
     """Return parameters by name.
 
     Parameters

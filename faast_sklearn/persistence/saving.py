@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from faast_sklearn.errors import SavedFileError, SavedFileWarning, refuse_missing_parent
 from faast_sklearn.persistence.archive import read_archive, write_archive
@@ -19,7 +20,7 @@ _LIBRARIES = ("torch", "numpy", "scikit-learn")
 _OF_BACKBONES = {"timm": "timm", "transformers": "transformers", "open_clip_torch": "open_clip"}
 
 
-def save(estimator, path, *, moments=True, backbone=False):
+def save(estimator: Any, path: str | os.PathLike, *, moments: bool = True, backbone: Any = False) -> None:
     """Write an estimator to a file, or a folder, that :func:`load` reads anywhere.
 
     The file holds parameters, classes, moments and solved weights, versions, and the name of the backbone with a
@@ -78,7 +79,7 @@ def save(estimator, path, *, moments=True, backbone=False):
         remove_others(folder, out.weights)
 
 
-def load(path, **parameters):
+def load(path: str | os.PathLike, **parameters: Any) -> Any:
     """Read an estimator that :func:`save` wrote.
 
     Nothing is executed, downloaded or put on a GPU, and no path is followed out of the file's folder. Every shape,
@@ -144,7 +145,7 @@ class Persistent:
         if "_saved_state" in vars(cls):
             register(cls)
 
-    def save_pretrained(self, folder, *, moments=True, backbone=False):
+    def save_pretrained(self, folder: str | os.PathLike, *, moments: bool = True, backbone: Any = False) -> None:
         """Write the estimator into a folder, which is made if it is not there; see :func:`~faast_sklearn.save`.
 
         Parameters
@@ -156,7 +157,7 @@ class Persistent:
         save(self, os.path.join(os.fspath(folder), ""), moments=moments, backbone=backbone)
 
     @classmethod
-    def from_pretrained(cls, path, **parameters):
+    def from_pretrained(cls, path: str | os.PathLike, **parameters: Any) -> Any:
         """Read an estimator of this class from a file or folder; see :func:`~faast_sklearn.load`.
 
         Parameters

@@ -1,6 +1,6 @@
 """The state of an object, declared once beside its class: files and pickles follow from it."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from faast_sklearn.persistence.fields import Record
 
@@ -19,7 +19,7 @@ class Stateful:
     _state: ClassVar = {}
 
     @classmethod
-    def record(cls):
+    def record(cls) -> Any:
         """Return the field that files hold such an object by."""
         return Record(cls._from_state, view=cls._stated, **cls._state)
 
@@ -45,7 +45,7 @@ class Stateful:
             object.__setattr__(self, name, getattr(twin, name))  # some are frozen
 
 
-def require(fits, what):
+def require(fits: Any, what: Any) -> None:
     """Raise ValueError, with ``what`` is wrong, unless parts of a file fit together."""
     if not fits:
         raise ValueError(what)

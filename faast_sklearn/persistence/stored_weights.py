@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 
@@ -31,7 +32,7 @@ _TIMM_NAME = re.compile(r"timm:\w[\w.]*\Z", re.ASCII)
 _ORIGIN = ("revision", "local_files_only", "weights", "pretrained")
 
 
-def store_weights(value, folder):
+def store_weights(value: Any, folder: Path) -> dict:
     """Write the weights that a backbone parameter names into a folder of their own.
 
     Parameters
@@ -86,7 +87,7 @@ def store_weights(value, folder):
         raise
 
 
-def open_stored(node, source):
+def open_stored(node: Any, source: Any) -> Any:
     """Return the handle of a backbone whose weights are beside the file, after checking every byte of them.
 
     Parameters
@@ -137,7 +138,7 @@ def _refuse_places(handle, options):
         )
 
 
-def remove_others(folder, kept):
+def remove_others(folder: Any, kept: Any) -> None:
     """Remove the weights that belonged to what was saved in a folder before, all but those ``kept``."""
     for place in folder.iterdir():
         if _FOLDER.match(place.name) and place.name not in kept and place.is_dir() and not place.is_symlink():

@@ -1,5 +1,8 @@
 """What is written and read, part by part: tensors by the name of their place, and where in the file an error is."""
 
+import os
+from typing import Any
+
 from faast_sklearn.errors import SavedFileError
 
 __all__ = ["TensorReader", "TensorWriter"]
@@ -24,25 +27,25 @@ class TensorWriter:
         Whether the file names a backbone.
     """
 
-    def __init__(self, moments=True, weights_folder=None):
+    def __init__(self, moments: bool = True, weights_folder: os.PathLike | None = None) -> None:
         self.moments = moments
         self.weights_folder = weights_folder
         self.tensors, self.weights, self.backbones = {}, set(), False
         self._place = []
 
     @property
-    def place(self):
+    def place(self) -> Any:
         """Where in the file the value at hand is."""
         return ".".join(self._place)
 
-    def put(self, tensor):
+    def put(self, tensor: Any) -> Any:
         """Take a tensor in, under the name of the place where it belongs."""
         name = self.place
         # Views would be written with all that they are views of.
         self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
-    def at(self, name):
+    def at(self, name: Any) -> Any:
         """Name a part of what is written, for the time of a block."""
         return _Place(self._place, name)
 
@@ -57,27 +60,27 @@ class TensorReader:
         Of the file; nothing outside it is looked at.
     """
 
-    def __init__(self, tensors, folder):
+    def __init__(self, tensors: dict, folder: os.PathLike) -> None:
         self._tensors = dict(tensors)
         self.folder = folder
         self._place = []
 
     @property
-    def left(self):
+    def left(self) -> Any:
         """Names of the tensors that nobody asked for."""
         return sorted(self._tensors)
 
-    def take(self, name):
+    def take(self, name: Any) -> Any:
         """Return the tensor of that name."""
         if not isinstance(name, str) or name not in self._tensors:
             raise self.wrong(f"names no tensor of the file: {name!r}")
         return self._tensors.pop(name)
 
-    def at(self, name):
+    def at(self, name: Any) -> Any:
         """Name a part of what is read, for the time of a block."""
         return _Place(self._place, name)
 
-    def wrong(self, what):
+    def wrong(self, what: Any) -> Any:
         """Return the error that says what is wrong with the value at hand."""
         return SavedFileError(f"the saved file is not valid: {'.'.join(self._place) or 'it'} {what}.")
 

@@ -5,6 +5,8 @@ a t distribution and a covariance that all classes share. The temperature minimi
 rows neither mean nor covariance is worth much, and the result leans on a prior.
 """
 
+from typing import Any
+
 import numpy as np
 import scipy.optimize
 import scipy.special
@@ -34,14 +36,14 @@ _MOST_UP, _MOST_DOWN = 1.5, 1.0
 _TAU_STEP = 1 / 64
 
 
-def log_shares(moments):
+def log_shares(moments: Any) -> Any:
     """Return the logarithms of the shares of the classes, as far as their rows are enough to tell, of shape (c,)."""
     rows = moments.effective_size
     shares = moments.counts / moments.weight * rows + _PRIOR_ROWS
     return np.log(shares) - np.log(rows + _PRIOR_ROWS * len(shares))
 
 
-def trust_in_left_out(moments, inflation):
+def trust_in_left_out(moments: Any, inflation: float) -> Any:
     """Return how far left-out moments are believed: 0 with one row per class, near 1 with many.
 
     Parameters
@@ -54,7 +56,7 @@ def trust_in_left_out(moments, inflation):
     return spare / (spare + _HALF_TRUST * len(moments.classes))
 
 
-def draw_scores(means, covariance, sizes, seen=None):
+def draw_scores(means: np.ndarray, covariance: np.ndarray, sizes: np.ndarray, seen: np.ndarray | None = None) -> tuple:
     """Draw scores of left-out rows of each class in turn, always the same, whatever the classes are called.
 
     Parameters
@@ -105,7 +107,9 @@ def _order(means, sizes, seen):
     return rows, np.concatenate([seen[rows], others])
 
 
-def temperature(means, covariance, fitted, log_prior, moments, inflation):
+def temperature(
+    means: np.ndarray, covariance: np.ndarray, fitted: np.ndarray, log_prior: np.ndarray, moments: Any, inflation: float
+) -> float:
     """Minimise the expected log-loss of ``τ · scores + log_prior`` over τ > 0.
 
     Parameters
@@ -135,7 +139,8 @@ def temperature(means, covariance, fitted, log_prior, moments, inflation):
     trust = trust_in_left_out(moments, inflation)
     if trust == 0.0:
         return float(prior)
-    found = _least_loss(*draw_scores(means, covariance, moments.sizes), prior, trust, log_prior, moments)
+    scores, classes = draw_scores(means, covariance, moments.sizes)
+    found = _least_loss(scores, classes, prior, trust, log_prior, moments)
     tau, slack = prior * np.exp(trust * found), SLACK**trust
     needed = _needed(fitted, log_prior)
     return float(max(slack * tau, min(tau, 1.25 * needed[needed <= tau].max(initial=0.0))))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class ClassValues(Stateful):
     _state: ClassVar = {"vectors": Array("cm", numpy=True), "logit_scale": Number()}
 
 
-def check_values(values):
+def check_values(values: Any) -> None:
     """Raise ValueError unless ``values`` is of a kind that :func:`class_values` takes."""
     named = isinstance(values, str) and values in ("onehot", "text")
     if not (
@@ -52,7 +52,7 @@ def check_values(values):
         )
 
 
-def class_values(values, classes, backbone=None):
+def class_values(values: Any, classes: np.ndarray, backbone: Any = None) -> "ClassValues":
     """Look up or embed the vector of each class.
 
     Parameters

@@ -5,6 +5,7 @@ means, and how far each of them is noise, can be compared in its metric by c×c 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ _LEAST_SIGNAL = 0.1
 _LEAST_SHARE = 0.01
 
 
-def discriminant_mixing(fitted, counts, sizes):
+def discriminant_mixing(fitted: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple:
     """Turn ridge scores into those of the discriminant, for classes of equal size.
 
     Parameters
@@ -70,7 +71,7 @@ class Between:
         N. The share ``c / 5N`` of the scatter between classes counts as within: means of few rows are noisy.
     """
 
-    def __init__(self, fitted, counts, n_samples):
+    def __init__(self, fitted: Any, counts: Any, n_samples: float) -> None:
         self.fitted, self.counts = fitted, counts
         root = np.sqrt(counts)
         values, vectors = np.linalg.eigh(_symmetric(root[:, None] * fitted / root))
@@ -80,7 +81,7 @@ class Between:
         self._inverse = (vectors / kept[..., None, :]) @ np.swapaxes(vectors, -1, -2) / np.outer(root, root)
         self._doubted = self._doubt * (values / kept).sum(-1)
 
-    def leverage(self, df, total, n_spare, n_rows):
+    def leverage(self, df: float, total: np.ndarray, n_spare: float, n_rows: float) -> float:
         """Return the mean leverage of a row in the spread within classes, ``tr S(S + λ)⁻¹`` for each spare row.
 
         Parameters
@@ -103,7 +104,7 @@ class Between:
         within = df - (1.0 - self._doubt) * (self._inverse * penalised).sum() - self._doubted
         return 1.0 - residual_share(within, max(n_spare, 1.0), max(n_rows, 1.0), least=_LEAST_SHARE)
 
-    def directions(self, sizes, noise):
+    def directions(self, sizes: np.ndarray, noise: np.ndarray) -> "Directions":
         """Draw class means together as far as they are noise.
 
         Parameters

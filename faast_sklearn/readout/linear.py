@@ -1,7 +1,7 @@
 """Scores that are linear in the features, and the two ways in which they follow from fast weights."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.special
@@ -55,7 +55,7 @@ class LinearReadout(Stateful):
         # The last digit of a product depends on how its factors lie in memory; one that was saved and loaded must not.
         object.__setattr__(self, "coef", np.ascontiguousarray(self.coef))
 
-    def scores(self, X):
+    def scores(self, X: Any) -> np.ndarray | torch.Tensor:
         """Return the scores of rows, computed in float64 where X is.
 
         Parameters
@@ -78,7 +78,7 @@ class LinearReadout(Stateful):
             torch.addmm(intercept, _as_float64_tensor(X[part]), coef.T, out=out[part])
         return out.numpy()
 
-    def log_probabilities(self, scores):
+    def log_probabilities(self, scores: Any) -> np.ndarray:
         """Return log-probabilities of an ndarray of scores of shape (n, c)."""
         return scipy.special.log_softmax(self.temperature * scores, axis=1)
 
@@ -91,7 +91,7 @@ def _as_float64_tensor(rows):
     return torch.from_numpy(np.array(rows, np.float64, order="C"))
 
 
-def discriminant_readout(solution, moments):
+def discriminant_readout(solution: Any, moments: Any) -> "LinearReadout":
     """Regularised linear discriminant from centred ridge weights.
 
     Class k scores ``τ (âₖᵀ Σ⁻¹(x − m₀) − ½ qₖ′) + log πₖ`` with ``Σ = (S + λI) / N`` and S the pooled within-class
@@ -140,7 +140,7 @@ def discriminant_readout(solution, moments):
     return LinearReadout(coef, constant, 1.0, tau * left_out + log_prior, inflation)
 
 
-def score_readout(solution, moments, intercept):
+def score_readout(solution: Any, moments: Any, intercept: bool) -> "LinearReadout":
     """Read the weights' own scores: ``W`` on one-hot targets, the paper's prediction without a text tower.
 
     Parameters

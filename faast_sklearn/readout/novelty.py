@@ -1,5 +1,7 @@
 """How unlike every learnt class a row is, from the moments alone."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -39,7 +41,7 @@ class ClassDirections:
     [0.0, 1.0]
     """
 
-    def __init__(self, moments, alpha=None):
+    def __init__(self, moments: Any, alpha: float | None = None) -> None:
         if alpha is None:
             alpha = fast_weights(moments).alpha
         scatter, n = moments.scatter.significant(), moments.n_samples
@@ -67,7 +69,7 @@ class ClassDirections:
         rows = torch.linalg.solve_triangular(self._factor, rows.T, upper=False).T
         return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
-    def novelty(self, X):
+    def novelty(self, X: Any) -> Any:
         """Return the novelty of rows of shape (n, d): an array of shape (n,) of their own kind."""
         rows = torch.as_tensor(X, dtype=torch.float64, device=self._mean.device) - self._mean
         scores = 1.0 - (self._whiten(rows) @ self._directions.T).amax(1)

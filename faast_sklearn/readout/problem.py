@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
@@ -92,14 +92,22 @@ class ReadoutProblem(Stateful):
         "solved": Maybe(SolvedReadout.record()),
     }
 
-    def __init__(self, moments, classes, settings, values=None, solved=None):
+    def __init__(
+        self,
+        moments: Any,
+        classes: np.ndarray,
+        settings: "Settings",
+        values: "ClassValues | None" = None,
+        solved: Any = None,
+    ) -> None:
         self.moments, self.classes = moments, classes
         self.settings, self.values = settings, values
-        self._solved, self._directions = solved, None
+        self._solved = solved
+        self._directions: ClassDirections | None = None
         self._lock = threading.Lock()
 
     @property
-    def solved(self):
+    def solved(self) -> Any:
         """The outcome of the solve."""
         with self._lock:
             if self._solved is None:
@@ -107,16 +115,16 @@ class ReadoutProblem(Stateful):
             return self._solved
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of features d."""
         return self.moments.n_features if self._solved is None else self._solved.readout.coef.shape[1]
 
-    def mapped(self, features):
+    def mapped(self, features: Any) -> Any:
         """Return features as they were learnt: themselves, or at unit length."""
         return unit_rows(features) if self.settings.unit_rows else features
 
     @property
-    def directions(self):
+    def directions(self) -> Any:
         """The class directions that novelty is measured against."""
         solution = self.solved.solution
         if len(self.moments.classes) < 2:
@@ -129,11 +137,11 @@ class ReadoutProblem(Stateful):
                 self._directions = ClassDirections(self.moments, solution.alpha if ridge else None)
             return self._directions
 
-    def with_moments(self, moments, settings):
+    def with_moments(self, moments: Any, settings: Any) -> Any:
         """Return the problem of other moments and settings, for the same classes and values."""
         return ReadoutProblem(moments, self.classes, settings, self.values)
 
-    def without_moments(self):
+    def without_moments(self) -> Any:
         """Return the same, solved and as small as what it takes to predict."""
         solved = SolvedReadout(None, self.solved.readout, self.solved.prior_strength)
         nothing = NotSaved(self.moments.n_samples if isinstance(self.moments, NotSaved) else self.moments.n_rows)

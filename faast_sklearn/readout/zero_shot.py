@@ -8,6 +8,7 @@ learnt, weighted. Where ridge weights are read out as a discriminant, its log-li
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.special
@@ -24,7 +25,7 @@ _A_CLASS = 5.0
 _TEMPERATURES = np.logspace(-1, 1, 17)
 
 
-def prior_weight(n_samples, strength):
+def prior_weight(n_samples: Any, strength: Any) -> Any:
     """Return ``1 − r = N0 / (N0 + N)``, the share of the zero-shot prediction.
 
     Examples
@@ -36,7 +37,7 @@ def prior_weight(n_samples, strength):
     return strength / (strength + n_samples) if np.isfinite(strength) else 1.0
 
 
-def zero_shot_readout(values, n_features):
+def zero_shot_readout(values: Any, n_features: int) -> "LinearReadout":
     """Return the readout ``κ x·eₖ`` of unit rows x, for d features of which the values speak of the first m.
 
     Parameters
@@ -54,7 +55,7 @@ def zero_shot_readout(values, n_features):
     return LinearReadout(coef, np.zeros(c))
 
 
-def value_readout(solution, moments, values, seen, intercept):
+def value_readout(solution: Any, moments: Any, values: Any, seen: np.ndarray, intercept: bool) -> "LinearReadout":
     """Compare what the weights recall with the value of each class: scores ``κ y(x)·eₖ``, ``y(x) = Σⱼ sⱼ(x) eⱼ``.
 
     Parameters
@@ -86,7 +87,9 @@ def value_readout(solution, moments, values, seen, intercept):
     )
 
 
-def mixed_readout(learned, moments, values, seen, strength, shares):
+def mixed_readout(
+    learned: "LinearReadout", moments: Any, values: Any, seen: Any, strength: float, shares: bool
+) -> "LinearReadout":
     """Weigh what was learnt against the zero-shot prediction.
 
     Parameters
@@ -111,7 +114,7 @@ def mixed_readout(learned, moments, values, seen, strength, shares):
     return LinearReadout(tau * mixed.coef, tau * mixed.intercept + log_prior)
 
 
-def choose_prior_strength(learned, moments, values, seen, shares):
+def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any, shares: Any) -> float:
     """Return the N0 of the least expected log-loss of left-out rows.
 
     Scores of left-out rows are taken as distributed about their class means with the tails of a t distribution, as

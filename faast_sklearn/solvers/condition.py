@@ -8,6 +8,7 @@ change.
 
 import sys
 import warnings
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ _MOST_NAMED = 3
 _MOST_COMPARED = 4096
 
 
-def score_error(condition, n_samples):
+def score_error(condition: float, n_samples: float) -> float:
     """Return the share of the scores that rounding may change.
 
     Parameters
@@ -54,12 +55,12 @@ def score_error(condition, n_samples):
     return condition * 2.0**-53 * max(n_samples, 1.0) ** 0.5
 
 
-def safe_condition(n_samples):
+def safe_condition(n_samples: Any) -> Any:
     """Return the condition number up to which three digits of the scores are safe; 9e9 for a million rows."""
     return _SAFE / score_error(1.0, n_samples)
 
 
-def condition_estimate(matrix, inverse_factor):
+def condition_estimate(matrix: torch.Tensor, inverse_factor: torch.Tensor) -> float:
     """Estimate the condition number of a positive definite matrix from its Cholesky factor, in O(d²).
 
     Parameters
@@ -101,7 +102,7 @@ def _largest_eigenvalue(times, start, matrix):
     return largest * length
 
 
-def regular_factor(matrix):
+def regular_factor(matrix: torch.Tensor) -> torch.Tensor:
     """Return the Cholesky factor of a positive semidefinite matrix, made regular where rounding leaves it singular.
 
     Parameters
@@ -128,7 +129,9 @@ def regular_factor(matrix):
     return factor
 
 
-def warn_if_ill_conditioned(condition, scatter, n_samples, *, solver, alpha, intercept):
+def warn_if_ill_conditioned(
+    condition: float, scatter: Any, n_samples: float, *, solver: Literal["ridge", "pinv"], alpha: float, intercept: bool
+) -> None:
     """Warn where rounding may change the scores by more than a thousandth; the message has reason and remedy.
 
     Parameters

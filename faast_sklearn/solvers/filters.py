@@ -1,7 +1,7 @@
 """Spectral filters, and the weights that they give."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,7 +48,7 @@ class Solution(Stateful):
     }
 
 
-def ridge_filter(values, penalty):
+def ridge_filter(values: torch.Tensor, penalty: float | torch.Tensor) -> torch.Tensor:
     """Tikhonov's filter ``f(λ) = 1 / (λ + penalty)``, 0 for an eigenvalue of 0.
 
     Parameters
@@ -72,7 +72,7 @@ def ridge_filter(values, penalty):
     return (values.masked_fill(values <= 0, torch.inf) + penalty).reciprocal_()
 
 
-def pinv_filter(values, rtol):
+def pinv_filter(values: torch.Tensor, rtol: float | torch.Tensor) -> torch.Tensor:
     """Truncation ``f(λ) = 1/λ`` where the singular value ``√λ`` exceeds ``rtol · √λ_max``, else 0.
 
     Parameters
@@ -97,7 +97,7 @@ def pinv_filter(values, rtol):
     return torch.where(kept, 1.0 / values, torch.zeros_like(values))
 
 
-def solve_ridge(spectrum, cross, alpha):
+def solve_ridge(spectrum: Any, cross: torch.Tensor, alpha: Any) -> "Solution":
     """Ridge regression: minimise ``‖K W − V‖² + λ ‖W‖²`` with ``λ = alpha · trace(KᵀK) / d``.
 
     Parameters
@@ -118,7 +118,7 @@ def solve_ridge(spectrum, cross, alpha):
     return _filtered(spectrum, cross, ridge_filter(spectrum.values, penalty), alpha)
 
 
-def solve_pinv(spectrum, cross, alpha, n_samples):
+def solve_pinv(spectrum: Any, cross: torch.Tensor, alpha: Any, n_samples: float) -> "Solution":
     """Truncated pseudo-inverse ``W = pinv(K; rtol = N ** -alpha) V`` of Bao et al. (section 3).
 
     Parameters
@@ -147,7 +147,7 @@ def _filtered(spectrum, cross, f, alpha):
     return Solution(weights, df, as_number(alpha), "eigh", as_number(condition_of(f)))
 
 
-def condition_of(f):
+def condition_of(f: torch.Tensor) -> torch.Tensor:
     """Return the condition number of what a spectral filter inverts, among the directions that it keeps.
 
     Parameters
@@ -166,7 +166,9 @@ def condition_of(f):
     return torch.where(most > 0, most / f.masked_fill(f <= 0, torch.inf).amin(-1), 1.0)
 
 
-def solve_cholesky(scatter, cross, alpha, n_samples=None):
+def solve_cholesky(
+    scatter: Any, cross: torch.Tensor, alpha: float, n_samples: float | None = None
+) -> "Solution | None":
     """Ridge regression for one given ``alpha`` without a decomposition; the same minimum as :func:`solve_ridge`.
 
     Parameters

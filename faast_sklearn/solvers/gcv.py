@@ -1,5 +1,7 @@
 """The strength of a filter by generalised cross-validation, from the statistics alone."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,7 +18,9 @@ _EXACT = 1e-9  # of the targets' squared norm: what is left of them where the fi
 _PINV_ALPHAS = np.linspace(0.0, 1.5, 151)
 
 
-def residual_share(df, n_samples, n_rows, least=1e-3):
+def residual_share(
+    df: float | torch.Tensor, n_samples: float | torch.Tensor, n_rows: float | torch.Tensor, least: float = 1e-3
+) -> Any:
     """Return what is left of a row's own left-out residual when the row is in the fit: ``1 − h``, on average.
 
     Rows of equal weight have the mean leverage ``h = df / N``. Among unequal ones leverage goes with the weight while
@@ -53,7 +57,17 @@ def residual_share(df, n_samples, n_rows, least=1e-3):
     return left if isinstance(df, torch.Tensor) else float(left)
 
 
-def gcv_ridge(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True, alphas=_RIDGE_ALPHAS, prior=None):
+def gcv_ridge(
+    spectrum: Any,
+    cross: torch.Tensor,
+    total: float,
+    n_samples: float,
+    *,
+    n_rows: float | None = None,
+    intercept: bool = True,
+    alphas: np.ndarray = _RIDGE_ALPHAS,
+    prior: Any = None,
+) -> tuple:
     """Generalised cross-validation of :func:`solve_ridge` over a path of ``alphas``, from the statistics alone.
 
     With ``trVᵀV`` the residual sum of squares needs no second pass over the data:
@@ -101,7 +115,16 @@ def gcv_ridge(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True,
     return _least(alphas, posterior, strong=-1), scores
 
 
-def gcv_pinv(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True, alphas=_PINV_ALPHAS):
+def gcv_pinv(
+    spectrum: Any,
+    cross: Any,
+    total: Any,
+    n_samples: Any,
+    *,
+    n_rows: Any = None,
+    intercept: bool = True,
+    alphas: Any = _PINV_ALPHAS,
+) -> tuple:
     """Generalised cross-validation of :func:`solve_pinv` over its exponent; as :func:`gcv_ridge`.
 
     Returns
@@ -115,7 +138,7 @@ def gcv_pinv(spectrum, cross, total, n_samples, *, n_rows=None, intercept=True, 
     return _least(alphas, scores, strong=0), scores
 
 
-def gcv_error(solution, moments, intercept=True):
+def gcv_error(solution: Any, moments: Any, intercept: bool = True) -> float:
     """Generalised cross-validation error of one solution, comparable between features of the same rows.
 
     Parameters

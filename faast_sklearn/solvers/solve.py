@@ -1,8 +1,9 @@
 """From moments to fast weights: the strength chosen where it is left open, then one solve."""
 
 import functools
+from typing import Any, Literal
 
-from faast_sklearn.solvers.filters import solve_cholesky, solve_pinv, solve_ridge
+from faast_sklearn.solvers.filters import Solution, solve_cholesky, solve_pinv, solve_ridge
 from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge
 from faast_sklearn.solvers.spectrum import decompose
 
@@ -12,7 +13,13 @@ __all__ = ["fast_weights", "solve_spectrum"]
 _ALPHA_PRIOR = (10.0, 0.3)
 
 
-def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
+def fast_weights(
+    moments: Any,
+    *,
+    solver: Literal["ridge", "pinv"] = "ridge",
+    alpha: float | Literal["auto"] = "auto",
+    intercept: bool = True,
+) -> Solution:
     """Solve for the weights that map features to one-hot targets.
 
     Parameters
@@ -62,8 +69,16 @@ def fast_weights(moments, *, solver="ridge", alpha="auto", intercept=True):
 
 
 def solve_spectrum(
-    spectrum, cross, counts, *, solver="ridge", alpha="auto", intercept=True, n_samples=None, n_rows=None
-):
+    spectrum: Any,
+    cross: Any,
+    counts: Any,
+    *,
+    solver: Any = "ridge",
+    alpha: Any = "auto",
+    intercept: bool = True,
+    n_samples: float | None = None,
+    n_rows: float | None = None,
+) -> Solution:
     """Solve for the weights that map features to one-hot targets, from a decomposition.
 
     Parameters
@@ -88,7 +103,7 @@ def solve_spectrum(
     if alpha == "auto":
         total = float(weight - intercept * (counts * (counts / weight)).sum())
         if solver == "ridge":
-            choose = functools.partial(gcv_ridge, prior=_ALPHA_PRIOR)
+            choose: Any = functools.partial(gcv_ridge, prior=_ALPHA_PRIOR)
         else:
             choose = gcv_pinv
         alpha, _ = choose(spectrum, cross, total, n_samples, n_rows=n_rows, intercept=intercept)

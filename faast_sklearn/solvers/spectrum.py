@@ -1,6 +1,7 @@
 """Eigendecompositions of scatter matrices, one or many of one size at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,26 +28,26 @@ class Spectrum:
 
     values: torch.Tensor
     vectors: torch.Tensor
-    n_features: int | None = None
+    n_features: Any = None
 
     def __post_init__(self):
         if self.n_features is None:
             object.__setattr__(self, "n_features", self.vectors.shape[-2])
 
     @property
-    def mean_value(self):
+    def mean_value(self) -> Any:
         """Mean of all d eigenvalues, zeros included: trace / d."""
         return as_number(self.values.sum(-1)) / self.n_features
 
     @property
-    def condition(self):
+    def condition(self) -> float:
         """Ratio of the largest to the smallest of all d eigenvalues; infinite when some are zero."""
         if len(self.values) < self.n_features:
             return float("inf")
         return float(self.values[-1] / self.values[0])
 
 
-def decompose(scatter):
+def decompose(scatter: Any) -> "Spectrum":
     """Eigendecompose a scatter matrix on whichever side is smaller.
 
     Parameters
@@ -80,7 +81,7 @@ def decompose(scatter):
     return Spectrum(values[kept], vectors[:, kept])
 
 
-def above_rounding(values, n_features):
+def above_rounding(values: torch.Tensor, n_features: int) -> torch.Tensor:
     """Say which eigenvalues of a positive semidefinite matrix are more than rounding, and than underflow.
 
     Parameters
@@ -101,11 +102,11 @@ def above_rounding(values, n_features):
     return values > torch.maximum(rounding, -16.0 * values[..., :1])
 
 
-def as_number(x):
+def as_number(x: Any) -> Any:
     """Return what one problem has one of: a float without leading axes, x with them."""
     return x if np.ndim(x) else float(x)
 
 
-def as_column(x, values):
+def as_column(x: Any, values: Any) -> Any:
     """Return what one problem has one of as a tensor that broadcasts along an axis after its own."""
     return torch.as_tensor(x, dtype=values.dtype, device=values.device)[..., None]

@@ -16,6 +16,7 @@ from faast_sklearn import FaastClassifier
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md",
+    "CONTRIBUTING.md",
     "docs/user_guide.md",
     "docs/caching.md",
     "docs/scaling_out.md",

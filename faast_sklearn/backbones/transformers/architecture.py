@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ class Finish:
             return raw
         return raw + (self.bias if tokens is None else self.bias[tokens])
 
-    def slope(self, raw):
+    def slope(self, raw: Any) -> Any:
         """Return the elementwise derivative of the logits: a tensor like ``raw`` with a cap, else a float."""
         if self.cap is None:
             return self.scale
@@ -87,7 +88,7 @@ class Architecture:
     finish: Finish
 
 
-def find_architecture(module):
+def find_architecture(module: Any) -> "Architecture":
     """Find the parts of a language model, and check on five tokens that they do what their places suggest.
 
     Blocks and norm are recognised by what they are called with and return, not by their names, so models need

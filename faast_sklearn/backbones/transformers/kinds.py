@@ -1,5 +1,8 @@
 """``hf:NAME_OR_PATH``: image encoders, text encoders, language models and dual encoders of transformers."""
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 from faast_sklearn.backbones.images import ImageTransform
 from faast_sklearn.backbones.timm import TimmBackbone
 from faast_sklearn.backbones.transformers.language_model import LanguageModel, refuse_feature_options
@@ -27,7 +30,7 @@ _APPLICABLE = {
 }
 
 
-def model_kind(config):
+def model_kind(config: Any) -> Literal["dual", "image", "encoder-decoder", "decoder", "encoder"]:
     """Tell how a transformers model turns into features.
 
     Parameters
@@ -70,7 +73,7 @@ def model_kind(config):
     return "decoder" if causal and not masked else "encoder"
 
 
-def language_head(config):
+def language_head(config: Any) -> str | None:
     """Name the class that loads a language model with its head, also of one that reads images too.
 
     Parameters
@@ -133,21 +136,21 @@ class HuggingFaceBackbone:
     @classmethod
     def open(
         cls,
-        name,
+        name: str,
         *,
-        device,
-        dtype,
-        pooling="auto",
-        max_length=None,
-        truncation="warn",
-        layer=None,
-        tower="image",
-        revision=None,
-        local_files_only=False,
-        gguf_file=None,
-        trust_remote_code=False,
-        base_config=None,
-    ):
+        device: Any,
+        dtype: Any,
+        pooling: str = "auto",
+        max_length: int | None = None,
+        truncation: Literal["warn", "error"] = "warn",
+        layer: int | None = None,
+        tower: Literal["image", "text"] = "image",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+        base_config: str | None = None,
+    ) -> Any:
         """Open a model of the Hugging Face hub, its cache, or a local folder.
 
         Parameters
@@ -213,18 +216,18 @@ class HuggingFaceBackbone:
     @classmethod
     def open_language_model(
         cls,
-        name,
+        name: str,
         *,
-        device,
-        dtype,
-        max_length=None,
-        revision=None,
-        local_files_only=False,
-        gguf_file=None,
-        trust_remote_code=False,
-        base_config=None,
-        **options,
-    ):
+        device: Any,
+        dtype: Any,
+        max_length: int | None = None,
+        revision: Any = None,
+        local_files_only: bool = False,
+        gguf_file: Any = None,
+        trust_remote_code: bool = False,
+        base_config: Any = None,
+        **options: Any,
+    ) -> "LanguageModel":
         """Open a causal or encoder-decoder language model with its head.
 
         Parameters
@@ -269,7 +272,16 @@ class HuggingFaceBackbone:
         return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, gguf=gguf, readouts=readouts)
 
     @classmethod
-    def from_memory(cls, module, preprocess, *, device, dtype, settings=None, **options):
+    def from_memory(
+        cls,
+        module: Any,
+        preprocess: Any,
+        *,
+        device: Any,
+        dtype: Any,
+        settings: "SentenceSettings | None" = None,
+        **options: Any,
+    ) -> Any:
         """Wrap a transformers model that is already in memory.
 
         Parameters
@@ -305,7 +317,7 @@ class HuggingFaceBackbone:
         return wrap(module, config, tokenizer, processor, device, dtype, options, settings)
 
     @classmethod
-    def from_sentence_transformer(cls, model, *, device, dtype, **options):
+    def from_sentence_transformer(cls, model: Any, *, device: Any, dtype: Any, **options: Any) -> Any:
         """Wrap a ``SentenceTransformer`` that is already in memory, as its saved folder is opened.
 
         Parameters
@@ -390,7 +402,16 @@ def _check_options(kind, config, options):
         raise TypeError(f"tower={options['tower']!r} is neither 'image' nor 'text'.")
 
 
-def wrap(module, config, tokenizer, image_processor, device, dtype, options, settings):
+def wrap(
+    module: Any,
+    config: Any,
+    tokenizer: Callable[..., Any],
+    image_processor: Callable[..., Any],
+    device: Any,
+    dtype: Any,
+    options: dict,
+    settings: "SentenceSettings | None",
+) -> Any:
     """Put the backbone that fits around an open module.
 
     Parameters

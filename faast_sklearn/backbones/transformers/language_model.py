@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from typing import Any
 
 import torch
 
@@ -83,7 +84,17 @@ class LanguageModel:
 
     license = "unknown"
 
-    def __init__(self, module, tokenizer, device, dtype, *, max_length=None, gguf=False, readouts=None):
+    def __init__(
+        self,
+        module: Any,
+        tokenizer: Any,
+        device: Any,
+        dtype: Any,
+        *,
+        max_length: int | None = None,
+        gguf: bool = False,
+        readouts: Any = None,
+    ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.device = device
@@ -106,7 +117,7 @@ class LanguageModel:
             weights = sum(p.numel() for p in module.parameters())
             self.default_batch_size = 64 if weights < 1e9 else 32 if weights < 4e9 else 8
 
-    def finish_logits(self, raw, tokens=None):
+    def finish_logits(self, raw: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Turn the output matrix's result into the model's logits: scale, soft cap, bias.
 
         Parameters
@@ -122,11 +133,11 @@ class LanguageModel:
         return self._finish(raw, tokens)
 
     @property
-    def logit_scale(self):
+    def logit_scale(self) -> Any:
         """Factor between the output matrix's result and the logits, where they are small."""
         return self._finish.scale
 
-    def logit_slope(self, raw):
+    def logit_slope(self, raw: torch.Tensor) -> Any:
         """Return the elementwise derivative of :meth:`finish_logits` at ``raw``.
 
         Parameters
@@ -141,7 +152,7 @@ class LanguageModel:
         return self._finish.slope(raw)
 
     @functools.cached_property
-    def reads_mask(self):
+    def reads_mask(self) -> bool:
         """Whether a prompt that is padded on the left goes on as it does alone; found out by one small pass each."""
         if self.encoder_decoder:
             return True
@@ -159,7 +170,7 @@ class LanguageModel:
         mask = torch.tensor([[0, 0, 0, 1, 1]])
         return alike(last(ids, torch.ones_like(ids)), last(padded, mask), self.dtype)
 
-    def logits(self, hidden):
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of hidden states as they enter the output matrix.
 
         Parameters
@@ -172,7 +183,7 @@ class LanguageModel:
         """
         return self.finish_logits(self.head(hidden))
 
-    def normalise(self, states):
+    def normalise(self, states: torch.Tensor) -> torch.Tensor:
         """Take hidden states from in front of the final norm to where they enter the output matrix.
 
         Parameters
@@ -205,7 +216,9 @@ class LanguageModel:
         return token is not None and 0 <= token < self.head.out_features
 
 
-def language_model_in_memory(module, tokenizer, *, device, dtype, max_length=None, **options):
+def language_model_in_memory(
+    module: Any, tokenizer: Any, *, device: Any, dtype: Any, max_length: int | None = None, **options: Any
+) -> "LanguageModel":
     """Wrap a language model of the caller's, which is not changed.
 
     Parameters
@@ -239,7 +252,7 @@ def language_model_in_memory(module, tokenizer, *, device, dtype, max_length=Non
     return LanguageModel(module, tokenizer, device, dtype, max_length=max_length)
 
 
-def refuse_feature_options(options, defaults=None):
+def refuse_feature_options(options: Any, defaults: Any = None) -> None:
     """Raise TypeError for an option that only feature extraction has, unless it has its default value."""
     for name, value in options.items():
         if defaults is None or value != defaults.get(name):

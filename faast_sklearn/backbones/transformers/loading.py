@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ __all__ = ["IncompleteWeightsError", "Source", "absent_tensors", "adapter_hint"]
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens")
 
 
-def adapter_hint(folder):
+def adapter_hint(folder: Any) -> Any:
     """Say what to do with a folder that holds an adapter of PEFT, which is no model by itself; else nothing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
@@ -36,7 +37,7 @@ class IncompleteWeightsError(BackboneError):
     """A checkpoint lacks tensors of the class that it was to be opened as."""
 
 
-def absent_tensors(shell, tensors):
+def absent_tensors(shell: torch.nn.Module, tensors: Any) -> list:
     """Name the tensors of a model that are not among ``tensors``; of tied ones a single name is enough.
 
     Parameters
@@ -66,7 +67,14 @@ class Source:
     trust_remote_code : bool, default=False
     """
 
-    def __init__(self, name, revision=None, local_files_only=False, gguf_file=None, trust_remote_code=False):
+    def __init__(
+        self,
+        name: str,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.transformers = require("transformers")
         self.local = Path(name).is_dir()
         self.name = str(name)
@@ -86,15 +94,15 @@ class Source:
             hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else adapter_hint(Path(name))
             raise BackboneError(f"folder {self.name!r} has no config.json, so it is no transformers model.{hint}")
 
-    def config(self):
+    def config(self) -> Any:
         """Load the configuration."""
         return self._load("AutoConfig", "configuration")
 
-    def tokenizer(self, **options):
+    def tokenizer(self, **options: Any) -> Any:
         """Load the tokenizer."""
         return self._load("AutoTokenizer", "tokenizer", **options)
 
-    def tokenizer_if_any(self):
+    def tokenizer_if_any(self) -> Any:
         """Load the tokenizer; None if a local folder holds no file of one."""
         if self.local and self.gguf_file is None:
             names = [file.name for file in Path(self.name).iterdir()]
@@ -102,11 +110,11 @@ class Source:
                 return None
         return self.tokenizer()
 
-    def image_processor(self):
+    def image_processor(self) -> Any:
         """Load the image processor."""
         return self._load("AutoImageProcessor", "image processor")
 
-    def model(self, config, dtype, auto="AutoModel"):
+    def model(self, config: Any, dtype: Any, auto: str = "AutoModel") -> Any:
         """Load the weights of the model, on the host.
 
         Parameters
@@ -147,7 +155,7 @@ class Source:
             )
         return module
 
-    def assemble(self, model_class, config, tensors, dtype):
+    def assemble(self, model_class: Any, config: Any, tensors: dict, dtype: Any) -> Any:
         """Build a model from its configuration and tensors, which are all there.
 
         Parameters
@@ -164,16 +172,17 @@ class Source:
         """
         return model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
 
-    def fetch(self, file):
+    def fetch(self, file: Any) -> Any:
         """Return the local path of a file of the model, or ``None`` if there is none."""
         if self.local:
             path = Path(self.name) / file
             return str(path) if path.is_file() else None
         from huggingface_hub import hf_hub_download
 
+        hub: dict[str, Any] = self.hub
         # Whatever is wrong with the hub has been reported for the weights already.
         with contextlib.suppress(Exception):
-            return hf_hub_download(self.name, file, **self.hub)
+            return hf_hub_download(self.name, file, **hub)
         return None
 
     def _gguf(self, config, dtype, auto):

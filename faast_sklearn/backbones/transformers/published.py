@@ -45,7 +45,7 @@ class Readouts:
     alpha: float
     weight: float = 0.9
 
-    def to(self, device, dtype):
+    def to(self, device: Any, dtype: Any) -> Any:
         """Return the readouts on ``device`` in ``dtype``."""
         scorers, out_projs = (
             tuple(tensor.to(device=device, dtype=dtype) for tensor in tensors)
@@ -74,7 +74,7 @@ class PublishedCheckpoint:
     readouts: Readouts
 
 
-def published_settings(source):
+def published_settings(source: Any) -> dict | None:
     """Return the settings of a published FAAST checkpoint, or ``None`` if the source is another model.
 
     Parameters
@@ -111,7 +111,7 @@ def published_settings(source):
     return {**settings, "reader_update_alpha": float(alpha)}
 
 
-def load_published(source, settings, base_config, dtype):
+def load_published(source: Any, settings: dict, base_config: str | None, dtype: Any) -> "PublishedCheckpoint":
     """Build the base model from its configuration and the checkpoint's weights, and read the readouts.
 
     Only safetensors are read, and no code of the checkpoint runs.

@@ -2,6 +2,8 @@
 
 import functools
 import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -39,15 +41,15 @@ class SentenceSettings:
         Whether the tokens of the prompt are pooled with the others.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pooling = "mean"
         self.max_length = None
         self.lower = False
         self.prompt = ""
-        self.head = None
+        self.head: Any = None
         self.include_prompt = True
 
-    def read(self, parts, dtype, truncate_dim):
+    def read(self, parts: Any, dtype: Any, truncate_dim: int | None) -> None:
         """Take over the parts of a pipeline, in their order, and how many of the numbers are kept at last.
 
         Parameters
@@ -57,7 +59,7 @@ class SentenceSettings:
         dtype : torch.dtype
         truncate_dim : int or None
         """
-        steps = []
+        steps: list[torch.nn.Module] = []
         for kind, config, layer in parts:
             if kind == "Pooling":
                 self.pooling, self.include_prompt = _pooling(config), bool(config.get("include_prompt", True))
@@ -102,7 +104,7 @@ class _Upcast(torch.nn.Module):
         return x.to(self.dtype)
 
 
-def read_sentence_settings(fetch, device, dtype):
+def read_sentence_settings(fetch: Callable[..., Any], device: Any, dtype: Any) -> "SentenceSettings | None":
     """Read ``modules.json`` and what it points to.
 
     Parameters
@@ -149,7 +151,7 @@ def read_sentence_settings(fetch, device, dtype):
     return settings
 
 
-def settings_of(model, dtype):
+def settings_of(model: Any, dtype: Any) -> "SentenceSettings":
     """Read what :func:`read_sentence_settings` does from a ``SentenceTransformer`` in memory.
 
     Parameters

@@ -6,6 +6,8 @@ neither on the padding side nor on the texts that share a batch.
 """
 
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +22,11 @@ _UNKNOWN_LENGTH = 1_000_000  # tokenizers without a limit say 1e30
 _FALLBACK_LIMIT = 512
 
 
-def pool(hidden, mask, how):
+def pool(
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    how: str,
+) -> torch.Tensor:
     """Reduce token states to one vector a text, by the attention mask.
 
     Parameters
@@ -61,7 +67,14 @@ def pool(hidden, mask, how):
     return summed / (total.sqrt() if how == "mean_sqrt_len" else total)
 
 
-def token_limit(module, tokenizer, config, max_length=None, preferred=None, fallback=_FALLBACK_LIMIT):
+def token_limit(
+    module: torch.nn.Module,
+    tokenizer: Any,
+    config: Any,
+    max_length: int | None = None,
+    preferred: int | None = None,
+    fallback: int | None = _FALLBACK_LIMIT,
+) -> int | None:
     """Most tokens, special ones included, that a model reads.
 
     Parameters
@@ -103,7 +116,7 @@ def token_limit(module, tokenizer, config, max_length=None, preferred=None, fall
     return int(min(known)) if known else fallback
 
 
-def n_known_tokens(module):
+def n_known_tokens(module: Any) -> Any:
     """Return how many tokens a model of transformers has embeddings of; None where it does not say."""
     try:
         embedding = module.get_input_embeddings()
@@ -112,7 +125,7 @@ def n_known_tokens(module):
     return getattr(embedding, "num_embeddings", None)
 
 
-def refuse_unknown_tokens(rows, n_known, name):
+def refuse_unknown_tokens(rows: Sequence, n_known: int | None, name: str) -> None:
     """Raise BackboneError for a token that a model has no embedding of; on an accelerator it would take the process.
 
     Parameters
@@ -165,21 +178,21 @@ class TextBackbone(Backbone):
 
     def __init__(
         self,
-        module,
-        tokenizer,
-        device,
-        dtype,
+        module: torch.nn.Module,
+        tokenizer: Any,
+        device: Any,
+        dtype: Any,
         *,
-        pooling,
-        limit,
-        truncation="warn",
-        layer=None,
-        head=None,
-        prompt="",
-        pool_prompt=True,
-        lower=False,
-        causal=False,
-    ):
+        pooling: str,
+        limit: int | None,
+        truncation: Literal["warn", "error"] = "warn",
+        layer: int | None = None,
+        head: Callable[..., Any] | None = None,
+        prompt: str = "",
+        pool_prompt: bool = True,
+        lower: bool = False,
+        causal: bool = False,
+    ) -> None:
         if pooling not in POOLINGS:
             raise BackboneError(f"pooling={pooling!r} is not one of {POOLINGS}.")
         if truncation not in ("warn", "error"):
@@ -226,17 +239,17 @@ class TextBackbone(Backbone):
             self._alone = True  # it reads padding as text: texts of one length run together, without any
         return alone.shape[1]
 
-    def read(self, sample):
+    def read(self, sample: Any) -> Any:
         """Return the string itself."""
         if not isinstance(sample, str):
             raise InputError(f"{sample!r} is {type(sample).__name__}, expected str.")
         return str(sample)
 
-    def sort_key(self, item):
+    def sort_key(self, item: Any) -> Any:
         """Length of the text in characters."""
         return len(item)
 
-    def collate(self, items):
+    def collate(self, items: Any) -> Any:
         """Tokenise once without truncation, so that true lengths are known; then cut and pad."""
         texts = [self.prompt + (item.lower() if self.lower else item) for item in items]
         rows = self._tokenize(texts)
@@ -245,7 +258,7 @@ class TextBackbone(Backbone):
         refuse_unknown_tokens(rows, self._n_known, type(self.module).__name__)
         return Batch(self._pad_rows(rows), len(rows), lengths, self.limit)
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Any:
         """Run the model and pool by the attention mask."""
         with frozen(self.module):
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
@@ -264,7 +277,7 @@ class TextBackbone(Backbone):
             features[at] = some
         return features
 
-    def encode(self, inputs):
+    def encode(self, inputs: Any) -> Any:
         """Return pooled features of shape (n, d); called in eval and inference mode."""
         more = {"use_cache": False} if self.causal else {}
         if self.layer is not None:
@@ -281,7 +294,7 @@ class TextBackbone(Backbone):
             mask[:, : self._unpooled] = 0
         return pool(hidden, mask, self.pooling)
 
-    def embed_text(self, texts):
+    def embed_text(self, texts: list) -> torch.Tensor:
         """Encode a short list of texts, such as class names.
 
         Parameters
@@ -346,7 +359,7 @@ class TextBackbone(Backbone):
         return {"input_ids": ids, "attention_mask": mask}
 
 
-def hidden_state(output, layer):
+def hidden_state(output: Any, layer: Any) -> Any:
     """Pick one of a model's hidden states, with an error that says how many there are."""
     try:
         return output.hidden_states[layer]

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["quiet_transformers"]
 
 
 @contextlib.contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[Any]:
     """Silence load reports and weight-loading bars inside the block.
 
     Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`, so levels are not swapped by

@@ -1,6 +1,7 @@
 """Image encoders and the two towers of dual encoders (CLIP, SigLIP) of transformers."""
 
 import math
+from typing import Any, Literal
 
 import torch
 
@@ -21,7 +22,7 @@ _MODELLED = {
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-def image_reader(processor):
+def image_reader(processor: Any) -> Any:
     """Model a transformers image processor as a batched transform, if that is exact.
 
     Parameters
@@ -140,7 +141,15 @@ class VisionBackbone(_EitherReader):
     layer : int, default=None
     """
 
-    def __init__(self, module, reader, device, dtype, pooling="auto", layer=None):
+    def __init__(
+        self,
+        module: Any,
+        reader: Any,
+        device: Any,
+        dtype: Any,
+        pooling: Literal["auto", "cls", "mean", "pooler"] = "auto",
+        layer: int | None = None,
+    ) -> None:
         if pooling not in ("auto", "cls", "mean", "pooler"):
             raise BackboneError(f"pooling={pooling!r} is not one of 'auto', 'cls', 'mean', 'pooler'.")
         # ViT's pooler is a dense layer that fine-tuned checkpoints do not even contain: its output would be noise.
@@ -150,7 +159,7 @@ class VisionBackbone(_EitherReader):
         super().__init__(module, reader, device, dtype)
         self.settings = (*self.settings, pooling, layer)
 
-    def encode(self, inputs):
+    def encode(self, inputs: Any) -> Any:
         """Return pooled features of shape (n, d)."""
         more = {} if self.layer is None else {"output_hidden_states": True}
         output = self.module(**inputs, **more)
@@ -174,7 +183,7 @@ def _projected(output):
 class TextTower(TextBackbone):
     """The text tower of a dual encoder: projected features of short texts."""
 
-    def encode(self, inputs):
+    def encode(self, inputs: Any) -> Any:
         """Return the projected features of shape (n, d)."""
         if "siglip" in self.module.config.model_type:
             inputs = {"input_ids": inputs["input_ids"]}
@@ -205,22 +214,30 @@ class DualBackbone(_EitherReader):
         Why there is none.
     """
 
-    def __init__(self, module, reader, device, dtype, text, missing=None):
+    def __init__(
+        self,
+        module: Any,
+        reader: Any,
+        device: Any,
+        dtype: Any,
+        text: "TextTower | None",
+        missing: "BackboneError | None" = None,
+    ) -> None:
         self.text = text
         self.missing = None if missing is None else str(missing)
         super().__init__(module, reader, device, dtype)
 
     @property
-    def logit_scale(self):
+    def logit_scale(self) -> Any:
         """Factor between cosine similarities and logits, or ``None`` if the model has none."""
         scale = getattr(self.module, "logit_scale", None)
         return None if scale is None else math.exp(float(scale.detach()))
 
-    def encode(self, inputs):
+    def encode(self, inputs: Any) -> Any:
         """Return the projected features of shape (n, d)."""
         return _projected(self.module.get_image_features(**inputs))
 
-    def embed_text(self, texts):
+    def embed_text(self, texts: list) -> torch.Tensor:
         """Encode a short list of texts, such as class names, into the space of the image features.
 
         Parameters

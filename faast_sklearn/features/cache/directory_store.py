@@ -10,6 +10,7 @@ import time
 import weakref
 import zlib
 from pathlib import Path
+from typing import Any
 
 from faast_sklearn.errors import InputError
 from faast_sklearn.features.cache.processes import exclusively, forsake, is_alive, process_owner
@@ -53,7 +54,7 @@ class DirectoryStore:
         exceed it by one hundredth each.
     """
 
-    def __init__(self, directory, max_bytes):
+    def __init__(self, directory: str, max_bytes: int) -> None:
         self.directory = Path(directory)
         self.max_bytes = max_bytes
         self._path = self.directory / _FILE
@@ -64,7 +65,7 @@ class DirectoryStore:
         self._unchecked = max_bytes  # the first row looks at what was there before
         _stores.add(self)
 
-    def get(self, keys):
+    def get(self, keys: Any) -> Any:
         """Return the rows that are there and whole, as a dict."""
         found = {}
         for start in range(0, len(keys), _AT_ONCE):
@@ -73,7 +74,7 @@ class DirectoryStore:
             self._run(_touch, list(found))
         return found
 
-    def claim(self, keys):
+    def claim(self, keys: Any) -> Any:
         """Claim what is neither stored nor claimed by others; as in memory."""
         won, theirs = [], []
         for start in range(0, len(keys), _AT_ONCE):
@@ -84,7 +85,7 @@ class DirectoryStore:
             theirs += others
         return won, theirs
 
-    def put(self, key, dtype, data):
+    def put(self, key: Any, dtype: Any, data: Any) -> None:
         """Store a row and end its claim, in one transaction."""
         if len(data) > self.max_bytes:
             self.release([key])
@@ -96,12 +97,12 @@ class DirectoryStore:
                 self._unchecked = 0
                 self._run(_evict, self.max_bytes)
 
-    def release(self, keys):
+    def release(self, keys: Any) -> None:
         """Give claims back that nothing was stored for."""
         if not self._run(_release, keys, default=False):
             forsake(self.directory)  # or others would wait for what never comes
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget all rows and give their disk space back."""
         self._run(_clear)
 
@@ -109,7 +110,7 @@ class DirectoryStore:
         return self._run(lambda connection: connection.execute("SELECT COUNT(*) FROM entries").fetchone()[0], default=0)
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> Any:
         """Bytes of features."""
         return self._run(_total, default=0)
 

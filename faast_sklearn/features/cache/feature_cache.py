@@ -4,6 +4,7 @@ import numbers
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from faast_sklearn.features.cache.directory_store import DirectoryStore
 from faast_sklearn.features.cache.memory_store import MemoryStore
@@ -63,7 +64,7 @@ class FeatureCache:
     (True, 5, 5)
     """
 
-    def __init__(self, directory=None, *, max_bytes=None):
+    def __init__(self, directory: Any = None, *, max_bytes: int | None = None) -> None:
         if max_bytes is None:
             max_bytes = _GIB if directory is None else 10 * _GIB
         if not isinstance(max_bytes, numbers.Integral) or isinstance(max_bytes, bool) or max_bytes <= 0:
@@ -78,15 +79,15 @@ class FeatureCache:
         )
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of features that are kept."""
         return self.store.n_bytes
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget all features."""
         self.store.clear()
 
-    def count(self, hits=0, misses=0):
+    def count(self, hits: Any = 0, misses: Any = 0) -> None:
         """Add to ``hits`` and ``misses``."""
         with self._count_lock:
             self.hits += hits
@@ -121,7 +122,7 @@ _shared = {}  # what cache= names -> the one cache of this process
 _shared_lock = threading.Lock()
 
 
-def as_cache(cache):
+def as_cache(cache: Any) -> "FeatureCache | None":
     """Return the cache that an estimator's ``cache`` parameter names.
 
     Parameters

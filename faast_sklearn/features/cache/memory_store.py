@@ -8,6 +8,7 @@ is gone are anybody's.
 import os
 import threading
 from collections import OrderedDict
+from typing import Any
 
 __all__ = ["MemoryStore"]
 
@@ -21,7 +22,7 @@ class MemoryStore:
         Most bytes of features.
     """
 
-    def __init__(self, max_bytes):
+    def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._rows = OrderedDict()
         self._begin()
@@ -37,7 +38,7 @@ class MemoryStore:
             self._begin()  # after a fork: whoever held the lock or a claim is not here
         return self._lock
 
-    def get(self, keys):
+    def get(self, keys: Any) -> Any:
         """Return the rows that are there, as a dict."""
         with self._locked():
             found = {}
@@ -48,7 +49,7 @@ class MemoryStore:
                     found[key] = row
             return found
 
-    def claim(self, keys):
+    def claim(self, keys: list) -> tuple:
         """Claim what is neither stored nor claimed by others.
 
         Parameters
@@ -75,7 +76,7 @@ class MemoryStore:
                     theirs.append(key)
         return won, theirs
 
-    def put(self, key, dtype, data):
+    def put(self, key: Any, dtype: Any, data: Any) -> None:
         """Store a row and end its claim."""
         with self._locked():
             self._claims.pop(key, None)
@@ -87,13 +88,13 @@ class MemoryStore:
                 _, (_, old) = self._rows.popitem(last=False)
                 self._n_bytes -= len(old)
 
-    def release(self, keys):
+    def release(self, keys: Any) -> None:
         """Give claims back that nothing was stored for."""
         with self._locked():
             for key in keys:
                 self._claims.pop(key, None)
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget all rows."""
         with self._locked():
             self._rows.clear()
@@ -104,7 +105,7 @@ class MemoryStore:
             return len(self._rows)
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> Any:
         """Bytes of features."""
         with self._locked():
             return self._n_bytes

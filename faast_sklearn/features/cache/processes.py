@@ -11,7 +11,9 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 __all__ = ["exclusively", "forsake", "is_alive", "process_owner"]
 
@@ -23,7 +25,7 @@ _process = os.getpid()
 _lock = threading.Lock()
 
 
-def process_owner(directory):
+def process_owner(directory: os.PathLike) -> str:
     """Return this process's name in a directory, holding its lock there from the first call on.
 
     Parameters
@@ -44,7 +46,7 @@ def process_owner(directory):
         return _held[key][0]
 
 
-def forsake(directory):
+def forsake(directory: os.PathLike) -> None:
     """Let go of this process's name in a directory: what it owns there is anybody's.
 
     Parameters
@@ -59,7 +61,7 @@ def forsake(directory):
         connection.close()
 
 
-def is_alive(directory, name):
+def is_alive(directory: os.PathLike, name: str) -> bool:
     """Tell whether the process of that name still runs; the lock file of one that does not is removed.
 
     Parameters
@@ -86,7 +88,7 @@ def is_alive(directory, name):
 
 
 @contextlib.contextmanager
-def exclusively(path, timeout):
+def exclusively(path: os.PathLike, timeout: float) -> Iterator[Any]:
     """Run a body in one process at a time.
 
     Parameters

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ _BLOCK = 512  # samples read and hashed at a time by a thread's share
 _ROW_BYTES = 8 << 20  # of a table, hashed at a time
 
 
-def backbone_fingerprint(backbone, in_memory):
+def backbone_fingerprint(backbone: Any, in_memory: bool) -> str:
     """Return the fingerprint of an open backbone, computed once unless its module is the caller's.
 
     Parameters
@@ -42,7 +43,7 @@ def backbone_fingerprint(backbone, in_memory):
     return remembered(backbone, "fingerprint", backbone.fingerprint)
 
 
-def sample_keys(samples, backbone, fingerprint):
+def sample_keys(samples: Sequence, backbone: Any, fingerprint: str) -> list:
     """Return the key of each sample's features.
 
     Texts, arrays, tensors, images, files and encoded images count by their content; a path by the bytes of its file.
@@ -167,7 +168,7 @@ def _update(digest, item):
         )
 
 
-def digest_of_rows(X, threads=None):
+def digest_of_rows(X: Any, threads: int | None = None) -> str:
     """Return a digest of the dtype, shape and values of a table.
 
     Costs one pass over its bytes, shared by the cores.

@@ -1,7 +1,9 @@
 """A pass over samples that encodes only what a cache lacks."""
 
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ _CLAIMED_BATCHES = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1  # seconds between two looks at what others compute
 
 
-def stream_cached(cache, keys, backbone, samples, *, batch_size, report):
+def stream_cached(
+    cache: Any, keys: list, backbone: Any, samples: Sequence, *, batch_size: int | Literal["auto"], report: Any
+) -> Iterator[Any]:
     """Yield features as :func:`~faast_sklearn.features.loop.stream_features` does, encoding only what the cache lacks.
 
     What is there comes first, in large blocks. Equal samples are encoded once. What another thread or process is
