@@ -59,7 +59,7 @@ from safetensors import safe_open
 for path in (folder / "predicts-only.safetensors", folder / "first.safetensors"):
     print(path.name)
     with safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dict
+        for name in file.keys():  # noqa: SIM118 - it is not a dict
             part = file.get_slice(name)
             print(f"  {name:50}{part.get_dtype():5}{part.get_shape()}")
         manifest = json.loads(file.metadata()["manifest"])

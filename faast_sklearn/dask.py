@@ -306,7 +306,7 @@ def _told_of(number):
 
 @functools.cache
 def _turns():
-    """Return what as many threads of a process hold at once as there are cores for the threads that each starts."""
+    """Return a semaphore that as many threads may hold at once as leaves each of them the cores that it needs."""
     return threading.BoundedSemaphore(max(1, CPU_COUNT // torch.get_num_threads()))
 
 

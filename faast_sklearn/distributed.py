@@ -160,7 +160,7 @@ def _learn(ranks, estimator, X, y, sample_weight, reset, partial=False):
 
 
 def _same_on_all(ranks, estimator, reset):
-    """Refuse ranks that would go different ways, and wait for one another for ever."""
+    """Raise an error on every rank if their estimators differ: such ranks would wait for each other without end."""
 
     def settings():
         params = estimator.get_params(deep=False)

@@ -35,7 +35,7 @@ _LONGEST = 500
 
 
 def shortened(value: Any, most: int = 60, *, quoted: bool = True) -> str:
-    """Return a value of the user's as a message shows it: on one line, cut in the middle where it is long.
+    """Return a user's value in the form in which messages show it: on one line, and shortened in the middle.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def listed(names: Sequence[str], most: int) -> str:
 
 
 def nearest(value: Any, known: Iterable, cutoff: float = 0.6) -> Any:
-    """Return what is most like a value among what is known: equal but for case and spaces, else of like letters.
+    """Return the known value that is most similar to a given one: equal but for case and spaces, or spelt alike.
 
     Returns
     -------

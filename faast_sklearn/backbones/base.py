@@ -97,7 +97,7 @@ class ForwardPass(ABC):
 
     @property
     def shares_memory_with(self) -> Any:
-        """What the batch size that fitted into memory is remembered for; the object itself."""
+        """The object for which the largest batch size that fits into memory is remembered; by default this one."""
         return self
 
     def sort_key(self, item: Any) -> int:
@@ -209,7 +209,7 @@ _stance, _blocks = None, 0
 
 @contextlib.contextmanager
 def uncompiled(module: torch.nn.Module, *, everywhere: bool) -> Iterator[Any]:
-    """Let compiled code step aside for the time of a block: what was compiled without hooks does not see them.
+    """Run compiled code eagerly for the time of a block: code that was compiled without hooks would not call them.
 
     Parameters
     ----------
@@ -310,7 +310,7 @@ def refuse_random(name: str, dtype: Any, run: Callable[..., Any]) -> torch.Tenso
 
 
 def random_state(device: Any) -> Any:
-    """Return what changes when a pass on ``device`` draws random numbers of torch's own generators."""
+    """Return the state of torch's random generators, which changes when a pass on ``device`` draws a number."""
     state = [torch.get_rng_state()]
     module = getattr(torch, device.type, None)
     if device.type != "cpu" and hasattr(module, "get_rng_state"):

@@ -160,7 +160,7 @@ class BundledBackbone:
         cls.options(name)
         if BUNDLED[name].language_opener is None:
             others = [f"bundled:{other}" for other, entry in BUNDLED.items() if entry.language_opener is not None]
-            raise BackboneError(f"'bundled:{name}' is no language model; {' or '.join(others)} is.")
+            raise BackboneError(f"'bundled:{name}' is not a language model; {' or '.join(others)} is.")
         return cls._open(name, "language_opener", device=device, dtype=dtype, **options)
 
     @classmethod

@@ -102,7 +102,7 @@ class BackboneHandle:
         Raises
         ------
         BackboneError
-            Also if the backbone is no causal or encoder-decoder language model, or its parts cannot be placed.
+            Also if the backbone is not a causal or encoder-decoder language model, or its parts cannot be placed.
         TypeError
             An option that only features have.
         UnknownBackboneError, MissingDependencyError, DeviceError
@@ -318,7 +318,7 @@ def _resolve(text):
         raise BackboneError(
             f"file {text!r} holds weights but not their architecture: backbone('timm:NAME', weights={text!r})."
         )
-    raise UnknownBackboneError(f"backbone {text!r} is no known prefix and no existing path. {_suggest(text)}")
+    raise UnknownBackboneError(f"backbone {text!r} is not a known prefix and no existing path. {_suggest(text)}")
 
 
 def _is_of_timm(path):

@@ -17,7 +17,7 @@ _ROUNDING = 2.0**-7
 
 
 def weight_summary(opened: Any) -> dict | None:
-    """Return what tells the weights of an open backbone or language model from others.
+    """Return a summary by which the weights of an open backbone or language model are recognised.
 
     Parameters
     ----------

@@ -95,7 +95,7 @@ def read_image(sample: Any, shrink_to: Any = None) -> torch.Tensor:
     channels_first, image = isinstance(sample, torch.Tensor), None
     if channels_first:
         if sample.layout != torch.strided or sample.device.type == "meta" or sample.is_quantized:
-            raise InputError(f"a {sample.layout} tensor on {sample.device} is no image; pass its values, dense.")
+            raise InputError(f"a {sample.layout} tensor on {sample.device} is not an image; pass its values, dense.")
         array = sample.detach().cpu()
         array = (array.float() if array.is_floating_point() and array.dtype != torch.float64 else array).numpy()
     elif isinstance(sample, np.ndarray):
@@ -111,7 +111,7 @@ def read_image(sample: Any, shrink_to: Any = None) -> torch.Tensor:
 
 
 def rounded(image: Any) -> Any:
-    """Return what :func:`read_image` has read as 8 bits, for who takes no more."""
+    """Round what :func:`read_image` returned to 8 bits, for preprocessing that takes no more."""
     return image if image.dtype == torch.uint8 else image.round().to(torch.uint8)
 
 
@@ -128,14 +128,14 @@ def encoded_image(sample: Any) -> Any:
     OSError, ValueError
         If a file cannot be read.
     InputError
-        If a string is none of a path, base64 and a ``data:`` URL, or a dict holds neither bytes nor a path.
+        If a string is neither a path nor base64 nor a ``data:`` URL, or a dict holds neither bytes nor a path.
     """
     if isinstance(sample, Mapping):
         found = next((sample[key] for key in ("bytes", "path") if sample.get(key) is not None), None)
         if not isinstance(found, (bytes, bytearray, memoryview, str, os.PathLike)):
             raise InputError(
-                f"a dict with keys {shortened(list(sample))} is no image; it needs 'bytes' or a 'path', as undecoded "
-                "images of datasets have."
+                f"a dict with keys {shortened(list(sample))} is not an image; it needs 'bytes' or a 'path', as "
+                "undecoded images of datasets have."
             )
         return encoded_image(found)
     if isinstance(sample, (bytes, bytearray, memoryview)):
@@ -158,7 +158,7 @@ def _decoded(text):
     if text[:5].lower() == "data:":
         scheme = _DATA_URL.match(text)
         if scheme is None:
-            raise InputError(f"{shortened(text)} is no data URL of an image in base64, data:image/TYPE;base64,DATA.")
+            raise InputError(f"{shortened(text)} is not a data URL of an image in base64, data:image/TYPE;base64,DATA.")
         text = text[scheme.end() :]
     elif "://" in text[:12]:
         raise InputError(f"{shortened(text)} is an address; download the image and pass its path or bytes.")
@@ -184,7 +184,7 @@ def _bytes_of_file(file):
                 f"a file that cannot be read from its beginning ({error}); pass its bytes, or its path."
             ) from error
     if not isinstance(data, bytes):
-        raise InputError("a file in text mode is no image; open it with open(path, 'rb').")
+        raise InputError("a file in text mode is not an image; open it with open(path, 'rb').")
     return data
 
 
@@ -220,7 +220,7 @@ def _opened(sample, shrink_to):
         data, name = encoded_image(sample)
         if data is None:
             raise InputError(
-                f"{name} is no image; pass a path, encoded bytes, a file, a PIL image, an array or a tensor."
+                f"{name} is not an image; pass a path, encoded bytes, a file, a PIL image, an array or a tensor."
             )
         with image_module.open(io.BytesIO(data)) as image:
             if shrink_to is not None:
@@ -258,7 +258,7 @@ def _upright(image, shrink_to):
 
 
 def says_its_scale(image: Any) -> bool:
-    """Whether a PIL image of mode "I" is of a 16-bit file; what else is in that mode may have any scale."""
+    """Whether a PIL image of mode "I" comes from a 16-bit file; other images of that mode may have any scale."""
     return image.format in ("PNG", "PPM")
 
 
@@ -275,9 +275,9 @@ def _channels_last(array, channels_first):
         if first and (channels_first or not last):
             array = array.transpose(1, 2, 0)
         elif not last:
-            raise InputError(f"array of shape {array.shape} is no image: 1, 3 or 4 channels first or last.")
+            raise InputError(f"array of shape {array.shape} is not an image: 1, 3 or 4 channels first or last.")
     else:
-        raise InputError(f"array of shape {array.shape} is no image: expected (h, w), (h, w, c) or (c, h, w).")
+        raise InputError(f"array of shape {array.shape} is not an image: expected (h, w), (h, w, c) or (c, h, w).")
     if array.size == 0:
         raise InputError(f"image of shape {array.shape} has no pixels.")
     return array

@@ -144,7 +144,7 @@ class ImageBackbone(Backbone):
         self.n_features = self._probe(size)
 
     def _probe(self, size):
-        """Return the width of the features; refuse a model that gives none, or others in each pass."""
+        """Return the width of the features; refuse a model without features, or with random ones."""
         stripes = np.arange(size[0] * size[1] * 3, dtype=np.uint32).reshape(*size, 3) % 251
         batch = self.collate([self.read(stripes.astype(np.uint8))])
         name = type(self.module).__name__

@@ -23,7 +23,7 @@ def _of(owner):
 
 
 def remembered(owner: Any, key: Any, make: Callable[..., Any], version: Any = None) -> Any:
-    """Return ``make()``, made once for each owner and key; who asks meanwhile waits.
+    """Return ``make()``, which is called once for each owner and key; other threads wait for it.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def remembered(owner: Any, key: Any, make: Callable[..., Any], version: Any = No
 
 
 def remember(owner: Any, key: Any, value: Any, *, better: Any) -> None:
-    """Remember a value, or the better of it and the one that is remembered: ``better(known, value)``."""
+    """Remember a value; if there is one already, remember ``better(known, value)``."""
     memo = _of(owner)
     with memo.lock:
         version, known = memo.values.get(key, (None, value))

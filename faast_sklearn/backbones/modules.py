@@ -204,7 +204,7 @@ class ModuleBackbone(Backbone):
         try:
             return torch.as_tensor(item)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"sample of type {type(item).__name__} is no tensor: {error}") from error
+            raise InputError(f"sample of type {type(item).__name__} is not a tensor: {error}") from error
 
     def collate(self, items: Any) -> Any:
         """Stack tensors of equal shape."""
@@ -237,7 +237,7 @@ class ModuleBackbone(Backbone):
 
 
 def _what_to_pass(module):
-    """Say what a module that reads arrays is to come with, to read images or texts."""
+    """Say what to pass with a module so that it can read images or texts."""
     name = type(module).__name__
     if _is_of("transformers", module):
         return f"backbone=({name}, tokenizer) for texts, ({name}, image_processor) for images"

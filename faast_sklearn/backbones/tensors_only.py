@@ -12,7 +12,7 @@ _FORCE, _NEVER = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_L
 
 @contextlib.contextmanager
 def tensors_only() -> Iterator[Any]:
-    """Make ``torch.load`` refuse whatever is not a tensor or a plain container, also where it is told not to.
+    """Make ``torch.load`` refuse everything but tensors and plain containers, even with ``weights_only=False``.
 
     Older releases of timm and open_clip do not ask for it everywhere. torch reads the variables at each call; one
     thread opens a model at a time.

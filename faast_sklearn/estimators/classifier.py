@@ -323,7 +323,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         Returns
         -------
         float
-            Share of the samples, or of their weight, that is predicted right.
+            Share of the samples, or of their weight, that is predicted correctly.
         """
         X, y = with_labels(X, y)
         y = y if y is None else check_labels(y, "y")  # scikit-learn has a message of its own for that
@@ -345,7 +345,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return problem.solved.readout.log_probabilities(scores)
 
     def novelty_score(self, X: Any) -> np.ndarray:
-        """Return how unlike every learnt class each sample is.
+        """Return how far each sample is from every class that was learnt.
 
         ``1 − maxₖ cos(x − m, mₖ − m)`` in the metric of the spread within classes, from the moments alone. Over digits,
         texts and photographs at 1 to all shots it tells samples of unseen classes better than the largest probability
@@ -410,7 +410,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return moments.refuse() if isinstance(moments, NotSaved) else moments
 
     def _read(self, X, y, sample_weight, what, facts, stream):
-        """Return the statistics of labelled samples; with X None, those of nothing, which declare classes."""
+        """Return the statistics of labelled samples; with X None, statistics of no samples that declare the classes."""
         reader = self._reader(X, what, facts, normalize=self._learns_unit_rows())
         moments, how = None, {"class_weight": self.class_weight, "stream": stream}
         with reader:
@@ -430,7 +430,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return moments
 
     def _from_names(self, reader, names):
-        """Return statistics of nothing that declare the classes to tell apart zero-shot."""
+        """Return statistics of no samples that declare the classes for zero-shot predictions."""
         if not self._has_values():
             raise InputError("X is None; pass samples, or values='text' (or vectors) to start from class names alone.")
         if not count_samples(names):
@@ -461,7 +461,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return class_values(self.values, classes, backbone)
 
     def _state_of(self, statistics):
-        """Return the attributes that follow from statistics."""
+        """Return the attributes that statistics determine."""
         moments, declared = statistics.moments, statistics.declared
         classes = union_of_labels(moments.classes, declared)
         values = self._class_values(classes)
@@ -553,5 +553,5 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
 
 def _binary_difference(rows):
-    """Reduce two rows (classes first) to what speaks for the second; one or many rows stay."""
+    """Reduce two rows to their difference, second less first; one row or many stay as they are."""
     return rows[1:] - rows[:1] if len(rows) == 2 else rows

@@ -170,7 +170,7 @@ class BackboneFeatures(
             known._n_features_out = known._reader(None, "", {}).n_features
             if known._n_features_out is None:
                 raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
-        # Names of what is no table of numbers are those of columns of images or texts.
+        # Names of what is not a table of numbers are those of columns of images or texts.
         return super(BackboneFeatures, known).get_feature_names_out(input_features if self._reads_rows() else None)
 
     def _features(self, X):

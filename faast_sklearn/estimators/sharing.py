@@ -1,4 +1,4 @@
-"""Learning where samples are: what one process learns of its part, to be added up with what others learn of theirs."""
+"""Learning where the samples are: each process computes the statistics of its part, and these are added up."""
 
 import copy
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def predictor(estimator: Any) -> Any:
 
 
 def adopt(estimator: Any, total: Any, *, reset: bool, partial: bool = False, classes: Any = None) -> Any:
-    """Make the sum of all parts what an estimator knows, or add it to that; unchanged if that fails.
+    """Let an estimator know the sum of all parts, alone or beside what it knew; if that fails, it is unchanged.
 
     Parameters
     ----------

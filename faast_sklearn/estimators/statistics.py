@@ -1,4 +1,4 @@
-"""What an estimator knows: moments, and what else was seen of the samples. Learning adds such, forgetting subtracts."""
+"""What an estimator knows: moments and facts about the samples. Learning adds statistics, forgetting subtracts them."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ FACTS = ("n_features_in_", "feature_names_in_", "_n_features", "device_")
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Moments of some samples, and what else was seen of them; ``+`` is what both together would have given.
+    """Moments of some samples and facts about them; ``a + b`` equals the statistics of both sets of samples.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Statistics:
         return Statistics(self.moments + other.moments, facts, union_of_labels(self.declared, other.declared))
 
     def without(self, removed: Any) -> Any:
-        """Return what is left of it without samples that are a part; raise ForgetError if they cannot be one."""
+        """Return the statistics without some of the samples; raise ForgetError if these cannot be a part of them."""
         return replace(self, moments=self.moments.without(removed.moments))
 
     def declaring(self, classes: Any) -> Any:

@@ -16,7 +16,7 @@ _guard = threading.Lock()
 
 @contextmanager
 def changing(estimator: Any) -> Iterator[Any]:
-    """Let one thread at a time change an estimator; and put every attribute back if it does not come to its end.
+    """Let one thread at a time change an estimator, and restore every attribute if the change fails.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def changing(estimator: Any) -> Iterator[Any]:
 
 
 def _forget_threads():
-    """Start anew in a forked process, where the threads that held locks are not."""
+    """Make new locks in a forked process, in which the threads that held the old ones do not exist."""
     global _guard
     _guard = threading.Lock()
     _locks.clear()

@@ -110,7 +110,7 @@ def stream_features(
 
 
 def first_batch_size(backbone: Any, batch_size: int | Literal["auto"]) -> int:
-    """Return the number of samples of a pass while none has been too many.
+    """Return the number of samples of a pass before any was too large for memory.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ class _Stream:
             )
 
     def _forward(self, batch):
-        """Run the model; None where memory is short, once the failed attempt has let go of what it held."""
+        """Run the model; return None where memory is short, after the memory of the failed attempt was released."""
         try:
             return self.backbone.forward(batch)
         except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What one call tells its user while it runs and when it ends: a bar, and how many texts were cut."""
+"""The report of one call to its user: a progress bar, and a warning of texts that were cut."""
 
 import numbers
 import warnings
@@ -36,7 +36,7 @@ class Report:
     Raises
     ------
     ValueError
-        If ``verbose`` is no number of at least 0.
+        If ``verbose`` is not a number of at least 0.
     MissingDependencyError
         If ``verbose`` asks for a bar and tqdm is not installed.
 
@@ -110,7 +110,7 @@ class Report:
 
 
 def check_verbosity(verbose: Any) -> None:
-    """Raise ValueError if ``verbose`` is no number of at least 0.
+    """Raise ValueError unless ``verbose`` is a number of at least 0.
 
     Examples
     --------

@@ -38,8 +38,8 @@ class FewShotResult:
     Parameters
     ----------
     scores : ndarray of shape (n_episodes,)
-        Share of query rows told right. Results of the same ``random_state`` are of the same episodes, so that two
-        estimators are compared by the differences of their scores.
+        Share of query rows that were predicted correctly. Results of the same ``random_state`` are of the same
+        episodes, so that two estimators are compared by the differences of their scores.
     n_way, n_shot, n_query : int
         Classes, support rows a class and query rows a class.
 
@@ -68,7 +68,7 @@ class FewShotResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval (lower, upper) of the mean, Student's; NaN of a single episode, which tells no spread."""
+        """95 % interval (lower, upper) of the mean by Student's t; NaN for a single episode."""
         n = len(self.scores)
         if n < 2:
             return (float("nan"), float("nan"))
@@ -154,7 +154,7 @@ def few_shot_score(
 
 
 def _scores(estimator, X, y, episodes, n_jobs):
-    """Return the accuracy of each episode, with what need be done once done once."""
+    """Return the accuracy of each episode; work that all episodes share is done once."""
     if isinstance(estimator, Pipeline) and len(estimator) > 1 and isinstance(estimator[0], BackboneFeatures):
         return _scores(estimator[1:], clone(estimator[0]).fit_transform(X), y, episodes, n_jobs)
     if isinstance(estimator, Pipeline) and len(estimator) == 1:

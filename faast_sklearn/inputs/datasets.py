@@ -194,7 +194,7 @@ def is_hf_dataset(X: Any) -> bool:
 
 
 def is_dataset(X: Any) -> bool:
-    """Whether X yields samples, possibly with labels, by position, but is no plain sequence or array."""
+    """Whether X gives samples, possibly with labels, by position, and is not a plain sequence or array."""
     if is_hf_dataset(X):
         return hasattr(type(X), "__len__")  # one that streams has none
     return isinstance(X, IndexableDataset) or (
@@ -294,7 +294,7 @@ class IndexableDataset:
 
     @property
     def shape(self) -> tuple:
-        """``(n_samples,)``: scikit-learn slices by array, not item by item, what has a shape."""
+        """``(n_samples,)``, so that scikit-learn slices by array and not item by item."""
         return (len(self.positions),)
 
     def __len__(self):

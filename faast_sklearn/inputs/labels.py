@@ -134,8 +134,8 @@ def row_weights(sample_weight: Any, n: Any, class_weight: Any, classes: Any, cod
     Raises
     ------
     InputError
-        If weights are no numbers, negative or not finite, or ``class_weight`` names what is no label. In a ``stream``
-        other labels may follow, so that only names which no label can equal are refused.
+        If weights are not numbers, negative or not finite, or ``class_weight`` names what is not a label. In a
+        ``stream`` other labels may follow, so that only names which no label can equal are refused.
     """
     if sample_weight is None and class_weight is None:
         return None
@@ -189,7 +189,7 @@ def named_weights(class_weight: dict, classes: np.ndarray) -> Any:
 
 
 def _refuse_unmatched(class_weight, labels, stream):
-    """Raise InputError for keys that are no labels, as scikit-learn does where a label is left without weight."""
+    """Raise InputError for keys that are not labels, if a label has no weight; scikit-learn does the same."""
     known = set(labels)
     unmatched = [key for key in class_weight if key not in known]
     never = [key for key in unmatched if labels and not _could_equal(key, labels)]
@@ -200,7 +200,7 @@ def _refuse_unmatched(class_weight, labels, stream):
     near = nearest(key, labels)
     meant = "." if near is None else f"; did you mean {near!r}?"
     raise InputError(
-        f"class_weight names {shortened(key)} ({type(key).__name__}), which is no label; labels are "
+        f"class_weight names {shortened(key)} ({type(key).__name__}), which is not a label; labels are "
         f"{shortened(labels, 120)} ({type(labels[0]).__name__}){meant}"
     )
 
@@ -225,7 +225,7 @@ def _numbers(sample_weight):
     try:
         weight = np.asarray(sample_weight)
         if weight.dtype.kind in "cmM":
-            raise TypeError(f"{weight.dtype} is no weight")
+            raise TypeError(f"{weight.dtype} is not a weight")
         return weight.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"sample_weight must be numbers, one for each sample ({error}).") from error

@@ -84,7 +84,7 @@ def as_samples(X: Any, modality: Literal["image", "text", "tensor"]) -> Any:
 
 
 def refuse_single(X: Any, modality: Literal["image", "text", "tensor"]) -> None:
-    """Raise InputError for what no samples can be in, whatever it holds: one sample, a mapping, a set, nothing at all.
+    """Raise InputError if X is not a collection of samples: one sample, a mapping, a set or None.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def _texts(samples):
 
 
 def _refuse_half_characters(i, text):
-    """Raise InputError for a string that is no Unicode text: tokenizers read UTF-8, which it cannot be written in."""
+    """Raise InputError for a string that cannot be encoded in UTF-8, which tokenizers read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

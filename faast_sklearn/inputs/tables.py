@@ -36,7 +36,7 @@ def read_features(X: Any, facts: dict, name: str) -> Any:
     Raises
     ------
     InputError
-        If X is no table of numbers, or has other columns.
+        If X is not a table of numbers, or has other columns.
     NonFiniteError
         If a value is NaN or infinite; the message has the row.
     """
@@ -87,7 +87,7 @@ def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
     try:
         X = validate_data(estimator, X, reset="n_features_in_" not in facts, dtype=dtype, ensure_all_finite=False)
     except (ValueError, OverflowError) as error:
-        # What is no number at all stays scikit-learn's TypeError, as it demands of its estimators.
+        # What is not a number at all stays scikit-learn's TypeError, as it demands of its estimators.
         message = str(error)
         raise InputError(message.partition("\n")[0] + "." if "Complex data" in message else message) from error
     facts.update(vars(estimator))
@@ -95,7 +95,7 @@ def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
 
 
 def check_columns(n_columns: Any, facts: Any, name: Any) -> None:
-    """Do for the number of columns of a tensor what scikit-learn does for that of a table."""
+    """Check the number of columns of a tensor, as scikit-learn does for tables."""
     known = facts.setdefault("n_features_in_", n_columns)
     if n_columns != known:
         raise InputError(f"X has {n_columns} features, but {name} is expecting {known} features as input.")

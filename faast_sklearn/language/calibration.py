@@ -51,7 +51,7 @@ class HeldOut:
         self.base, self.among = base, among
 
     def choosing(self, among: Any) -> Any:
-        """Return the tokens that are one of sorted ``among``, with nothing else to choose from."""
+        """Return the held-out tokens that are in sorted ``among``, as a choice between these alone."""
         kept = torch.isin(self.targets, among)
         targets = torch.searchsorted(among, self.targets[kept])
         return HeldOut(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
@@ -128,7 +128,7 @@ def losses_before(lm: Any, held: Any) -> Any:
 
 
 def _add_prior(held, at, losses, gradient, hessian):
-    """Return value, gradient and Hessian of the loss with the prior of choices, which counts as one number would."""
+    """Return value, gradient and Hessian of the loss with the prior for choices added."""
     value = float(losses.sum())
     if held[0].among is None:
         return value, gradient, hessian
@@ -195,7 +195,7 @@ def is_better(before: Any, after: Any, held: Any) -> bool:
 
 
 def interpolation_weight(lm: Any, held: list) -> tuple:
-    """Return the weight of an output memory in front of the final norm that held-out tokens like best.
+    """Return the weight of an output memory in front of the final norm at which held-out tokens are most likely.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def _interpolated(lm, held, r):
 
 
 def _among(part, vocabulary):
-    """Return what there is to choose from, of a tensor whose last axis is the vocabulary."""
+    """Select the tokens that may be chosen from the last axis of a tensor, the vocabulary."""
     return vocabulary if part.among is None else vocabulary[..., part.among]
 
 

@@ -224,14 +224,14 @@ def refuse_other_targets(targets: Sequence, choices: Sequence) -> None:
     >>> refuse_other_targets(["good", "Bad"], ["good", "bad"])
     Traceback (most recent call last):
     ...
-    faast_sklearn.errors.InputError: y[1] is 'Bad', which is none of choices; the nearest is 'bad'.
+    faast_sklearn.errors.InputError: y[1] is 'Bad', which is not one of choices; the nearest is 'bad'.
     """
     choices = _checked(choices)
     known = set(choices)
     for i, target in enumerate(targets):
         if target not in known:
             near = shortened(nearest(target, choices, cutoff=0.0))
-            raise InputError(f"y[{i}] is {shortened(target)}, which is none of choices; the nearest is {near}.")
+            raise InputError(f"y[{i}] is {shortened(target)}, which is not one of choices; the nearest is {near}.")
 
 
 def deciding_tokens(prompts: Any, choices: Sequence) -> set:

@@ -121,7 +121,7 @@ def _with_matrix(lm, module, matrix):
 
 
 def _apart(state):
-    """Copy what is there under several names: BART and its kin read every one, once the head is not tied."""
+    """Copy tensors that are stored under several names: BART-like models read each name if the head is not tied."""
     seen, apart = set(), {}
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)

@@ -206,7 +206,7 @@ class FastWeightLM:
         ----------
         moments : LanguageMoments
         **more
-            ``among``, ``base`` and ``hold_out`` of :func:`~faast_sklearn.language.problem.solve_weights`.
+            ``among``, ``base`` and ``hold_out`` of ``faast_sklearn.language.problem.solve_weights``.
 
         Returns
         -------

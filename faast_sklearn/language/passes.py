@@ -82,7 +82,7 @@ def _reserve(lm, digests, keys, targets, lengths):
 
 
 def _middle_moments(lm, k, states, where):
-    """Return keys and values of a middle memory: a state, and the next one as far as the scorer lets it through."""
+    """Return keys and values of a middle memory: a state, and the next state times its score."""
     scorer = lm.readouts.scorers[k]
     keys = states[where]
     following = torch.zeros_like(where)
@@ -111,7 +111,7 @@ class ExchangePass(ForwardPass):
 
     @property
     def shares_memory_with(self) -> Any:
-        """The module, whichever pass runs it: what fitted into memory once is remembered for it."""
+        """The module, so that all passes over it share the largest batch size that fits."""
         return self.module
 
     def read(self, sample: Any) -> Any:
@@ -124,7 +124,7 @@ class ExchangePass(ForwardPass):
 
 
 class _AnswerPass(ExchangePass):
-    """Collates exchanges for one pass that is told every token."""
+    """Collates exchanges for one pass over given answers (teacher forcing)."""
 
     def __init__(self, lm, learn_from="answer"):
         super().__init__(lm)

@@ -193,7 +193,7 @@ def _warn(condition, memory, solver, alpha):
 
 
 def _few(output, among):
-    """Return strengths that few tokens bear, where the search begins and where nothing could be held out."""
+    """Return strengths that are safe with few tokens: the start of the search, or the choice if nothing is held out."""
     if among is not None:
         return (0.1, 0.0)  # a choice is easily spoilt
     return (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
@@ -261,7 +261,7 @@ def _left_out(lm, moments, target, among=None, base=None, single=False):
 
 
 def _sum(moments):
-    """Add moments up, which has no neutral element to start from."""
+    """Add moments up, without a neutral element to start from."""
     return functools.reduce(operator.add, moments)
 
 

@@ -137,7 +137,7 @@ class Reserve(Stateful):
         return sum(len(sample.targets) for sample in self.samples)
 
     def folds(self, n_learnt: float | None = None) -> list:
-        """Split the samples for the choice: each fold is left out of what it is asked about.
+        """Split the samples into folds, each of which is left out of the statistics that it judges.
 
         Parameters
         ----------

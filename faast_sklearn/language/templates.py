@@ -113,7 +113,7 @@ def _format(template, encoder_decoder):
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(
-            f"template={template!r} is no format string ({error}); write literal braces as {{{{ and }}}}."
+            f"template={template!r} is not a format string ({error}); write literal braces as {{{{ and }}}}."
         ) from error
     fields = [field for _, field, _, _ in parts if field is not None]
     unknown = [field for field in fields if field not in ("source", "target")]

@@ -1,4 +1,4 @@
-"""What a frozen language model makes of learnt tokens: keys, and the statistics that fast weights follow from."""
+"""Keys of learnt tokens, from one pass of a frozen language model, and the statistics for fast weights."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal

@@ -33,7 +33,7 @@ def _like(X, values):
 
 
 def _rough_mean(X, weight):
-    """Return about the mean of rows in float64: what it misses is found later and taken off exactly.
+    """Return roughly the mean of rows in float64; the rest is found later and subtracted exactly.
 
     Unweighted, a thousand rows from all over X are enough to lose no digits. Weighted, one row may outweigh all
     others, so that all are looked at, in the precision they have.
@@ -72,7 +72,7 @@ def _mean_weights(codes, weight, counts):
 
 
 class _Kept:
-    """What was made of some moments; whoever asks for the same while it is being made waits for it."""
+    """Results that were computed from some moments; threads that ask for one under way wait for it."""
 
     def __init__(self):
         self._made = {}
@@ -279,7 +279,7 @@ class ClassMoments(Stateful):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Number of rows of equal weight that say as much of each class, ``(Σw)² / Σw²`` (Kish): of shape (c,)."""
+        """Kish's effective size of each class, ``(Σw)² / Σw²``: an ndarray of shape (c,)."""
         return self.counts / self.mean_weights
 
     @property
@@ -294,12 +294,12 @@ class ClassMoments(Stateful):
 
     @property
     def bessel(self) -> float:
-        """What a mean square within classes is multiplied by for the means that were taken off, ``N / (N − c)``."""
+        """Bessel's correction of mean squares within classes, ``N / (N − c)``."""
         return 1.0 / max(1.0 - float((self.mean_weights / self.weight).sum()), 1.0 / max(self.n_samples, 1.0))
 
     @property
     def effective_size(self) -> float:
-        """``(Σw)² / Σw²`` over all rows (Kish): how many of equal weight know the shares of the classes as well."""
+        """Kish's effective size over all rows, ``(Σw)² / Σw²``, by which shares of classes are estimated."""
         return float(self.weight / ((self.counts / self.weight) @ self.mean_weights)) if self.weight else 0.0
 
     @property
@@ -318,7 +318,7 @@ class ClassMoments(Stateful):
         return means * torch.as_tensor(self.counts, device=means.device)[:, None]
 
     def keep(self) -> "ClassMoments":
-        """Keep from now on what :meth:`once` makes, for moments that are solved again and again; return them."""
+        """Keep from now on what ``once`` makes, for moments that are solved again and again; return them."""
         self._kept = _Kept()
         return self
 
@@ -328,7 +328,7 @@ class ClassMoments(Stateful):
         return self._kept is not None
 
     def once(self, key: Any, make: Any) -> Any:
-        """Return ``make()``: made anew, or, after :meth:`keep`, once for each key."""
+        """Return ``make()``: made anew, or, after ``keep``, once for each key."""
         return make() if self._kept is None else self._kept.get(key, make)
 
     def nbytes(self) -> int:

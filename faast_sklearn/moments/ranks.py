@@ -1,4 +1,4 @@
-"""What moments need of the processes that sum them: every method is called by all, and gives each the same."""
+"""What moments need of the processes that sum them: all call each method, and all get the same result."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

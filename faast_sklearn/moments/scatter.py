@@ -190,7 +190,7 @@ class Scatter(Stateful):
         return Scatter(self.weight, self.mean[:d], dense, [f[:, :d] for f in self._factors])._folded()
 
     def significant(self) -> "Scatter":
-        """Return the scatter with features that are constant but for rounding, 4 units of their mean, as constant."""
+        """Return the scatter with features that vary by rounding alone (4 units of their mean) set to constant."""
         variances = self.variances()
         noise = self.weight * (2.0**-51 * self.mean).square()
         clear = (variances > 0) & (variances <= noise)
@@ -269,7 +269,7 @@ class Scatter(Stateful):
         Parameters
         ----------
         ranks : Ranks
-            See :mod:`faast_sklearn.moments.ranks`.
+            See the module ``faast_sklearn.moments.ranks``.
         """
         weight = ranks.sum_number(self.weight)
         if not weight:

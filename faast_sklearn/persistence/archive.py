@@ -98,7 +98,7 @@ def read_archive(path: os.PathLike) -> tuple:
     try:
         return json.loads(metadata["manifest"], parse_constant=_no_constant), safetensors.torch.load(data)
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise SavedFileError(f"{str(path)!r} is no file that faast_sklearn wrote: {error}.") from error
+        raise SavedFileError(f"{str(path)!r} is not a file that faast_sklearn wrote: {error}.") from error
 
 
 def _verified_metadata(data, path):
@@ -137,7 +137,7 @@ def _verified_metadata(data, path):
 
 
 def _no_constant(name):
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def digest_of_file(path: Any) -> Any:

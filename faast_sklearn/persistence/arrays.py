@@ -88,7 +88,7 @@ class Array(Field):
         return square
 
     def to_host(self, value: Any) -> Any:
-        """Return an ndarray; of what NumPy does not know in float32, which holds it."""
+        """Return an ndarray; bfloat16, which NumPy does not have, as float32."""
         if self.numpy:
             return value
         return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
@@ -182,9 +182,9 @@ class Labels(Field):
                 raise TypeError(dtype)
             array = np.array(labels, dtype=dtype)
         except (TypeError, ValueError, OverflowError) as error:
-            raise source.wrong(f"has labels that are no {dtype}: {error}") from None
+            raise source.wrong(f"has labels that are not {dtype}: {error}") from None
         if array.shape != (len(labels),) or array.tolist() != labels:
-            raise source.wrong(f"has labels that are no {dtype}")
+            raise source.wrong(f"has labels that are not {dtype}")
         if self.sorted and len(array) > 1:
             try:
                 ascending = bool(np.all(array[1:] > array[:-1]))

@@ -107,7 +107,7 @@ def _why_not(spec, options):
         if option in _FILES and value is not None:
             return f"a local file, {option}="
         if isinstance(value, torch.dtype) or not _plain(value):
-            return f"an option that is no number or string, {option}="
+            return f"an option that is not a number or string, {option}="
         if isinstance(value, str) and (os.sep in value or "/" in value or "\\" in value or ".." in value):
             return f"a place on a machine, {option}="
     return None

@@ -14,7 +14,7 @@ _GONE: dict[str, dict[str, Any]] = {
 
 
 def as_of_today(kind: str, node: Any) -> dict:
-    """Return what a file holds of an estimator, without what this version no longer has.
+    """Rewrite an estimator of an earlier file into the form that this version reads.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def as_of_today(kind: str, node: Any) -> dict:
 
 
 def _one_feature_map(state):
-    """Take moments out of the mapping of feature maps that they were kept in; each held one."""
+    """Take the moments out of the mapping of feature maps in which earlier files kept them."""
     state = {name: value for name, value in state.items() if name != "n_passes_"}
     compiled = state.pop("_compiled")
     settings = {name: value for name, value in compiled["settings"].items() if name != "expansion"}
@@ -74,5 +74,5 @@ def _one_feature_map(state):
 
 
 def _as_problem(state):
-    """Call by its name of today what was learnt with its settings."""
+    """Rename the state to the names of this version."""
     return {"_problem" if name == "_learnt" else name: value for name, value in state.items()}

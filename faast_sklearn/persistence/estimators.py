@@ -96,7 +96,7 @@ def unpack_estimator(node: Any, source: Any, given: dict, cls=None) -> Any:
     if kind == "skops" and node.keys() == {"kind", "data", "parts"}:
         return _unpack_foreign(node, source, given)
     if not isinstance(kind, str) or kind not in _kinds or node.keys() != {*_ESTIMATOR}:
-        raise source.wrong(f"holds {str(kind)[:60]!r}, which is no estimator that this version knows")
+        raise source.wrong(f"holds {str(kind)[:60]!r}, which is not an estimator that this version knows")
     node, base = as_of_today(kind, node), _kinds[kind]
     if cls is None and node["class"] is not None:
         raise SavedFileError(
@@ -142,7 +142,7 @@ def _as_summary(parts):
 
 
 def _weights_of(estimator):
-    """Return what tells the weights of the backbone, of those that are in use or, before any were, the saved ones."""
+    """Return the summary of the backbone's weights: those in use, or else those of the file."""
     if estimator.backbone is None:
         return None
     known = estimator.__dict__.get("_saved_backbone")
@@ -183,7 +183,7 @@ def _pack_pipeline(pipeline, out):
 def _unpack_pipeline(node, source, given):
     pairs = node.get("steps")
     if node.keys() != {"kind", "steps", "verbose", "transform_input"} or not isinstance(pairs, list):
-        raise source.wrong("is no pipeline")
+        raise source.wrong("is not a pipeline")
     steps = []
     names = [pair[0] for pair in pairs if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)]
     if not len(pairs) == len(names) == len(set(names)):
@@ -196,7 +196,7 @@ def _unpack_pipeline(node, source, given):
         with source.at(name):
             if isinstance(step, dict) and step.get("kind") == "passed":
                 if step.get("as") is not None and step.get("as") not in _PASSED:
-                    raise source.wrong("is no step")
+                    raise source.wrong("is not a step")
                 steps.append((name, step["as"]))
             else:
                 steps.append((name, unpack_estimator(step, source, own)))
@@ -218,7 +218,7 @@ def _pack_foreign(estimator, out):
 
 def _unpack_foreign(node, source, given):
     if not isinstance(node["parts"], list):
-        raise source.wrong("is no step that skops wrote")
+        raise source.wrong("is not a step that skops wrote")
     if not node["parts"]:
         _refuse_parameters(given, ())
     parts = []

@@ -112,7 +112,7 @@ def _is_mark(thing):
 
 
 def _exchanged(thing, chosen, exchange, done):
-    """Return a thing with all chosen parts exchanged, each one once; what holds none is returned itself."""
+    """Return an object with all chosen parts exchanged, each one once; without such parts the object itself."""
     if id(thing) in done:
         return done[id(thing)][0]
     found = thing

@@ -1,4 +1,4 @@
-"""What stands where moments were that a file does not hold."""
+"""Placeholder for moments that a file does not hold."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["NotSaved", "OrNotSaved"]
 
 
 class NotSaved:
-    """In place of moments: whatever needs them says that they were not saved.
+    """Placeholder for moments that were not saved: any use of it raises an error that says so.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class NotSaved:
 
 
 class OrNotSaved(Field):
-    """Moments, or the number of samples where a file leaves them out.
+    """Field of moments; where they are left out, of the number of samples.
 
     Parameters
     ----------

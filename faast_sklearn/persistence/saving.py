@@ -173,7 +173,7 @@ class Persistent:
         return _load(path, parameters, cls)
 
     def _ready_to_save(self, moments):
-        """Solve, where that needs more than the moments; without these it has to succeed."""
+        """Solve before saving, if that needs more than the moments; without moments in the file it must succeed."""
 
     def _restore_state(self, attributes):
         """Take over attributes that were read from a file, checked one by one; raise ValueError if they do not fit."""

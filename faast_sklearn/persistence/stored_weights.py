@@ -187,7 +187,7 @@ def _copy_files(origin, target, gguf_file):
 
 
 def _digests(place):
-    """Return the digest of each file, by its path within the folder; a link is no file of the folder's."""
+    """Return the digest of each file, by its path within the folder; a link is not a file of the folder's."""
     files = {}
     for path in sorted(place.rglob("*")):
         if path.is_symlink():

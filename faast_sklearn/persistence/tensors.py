@@ -67,7 +67,7 @@ class TensorReader:
 
     @property
     def left(self) -> Any:
-        """Names of the tensors that nobody asked for."""
+        """Names of the tensors that were not used."""
         return sorted(self._tensors)
 
     def take(self, name: Any) -> Any:

@@ -4,9 +4,9 @@ All of them minimise, over ``W`` of shape (d, m), a spectrally filtered least-sq
 
     ‖K W − V‖²  with  W = U f(Λ) Uᵀ KᵀV,   KᵀK = U Λ Uᵀ,
 
-and differ in the filter f alone: :func:`ridge_filter` is Tikhonov's ``1 / (λ + penalty)``, :func:`pinv_filter`
-truncates, which is the pseudo-inverse of Bao et al. (arXiv 2605.04651, section 3). ``KᵀK`` comes as a
-:class:`~faast_sklearn.moments.scatter.Scatter`, ``KᵀV`` as an array: no example is needed.
+and differ in the filter f alone (module ``faast_sklearn.solvers.filters``): that of ridge is Tikhonov's
+``1 / (λ + penalty)``, that of pinv truncates, which is the pseudo-inverse of Bao et al. (arXiv 2605.04651, section 3).
+``KᵀK`` comes as a :class:`~faast_sklearn.moments.Scatter`, ``KᵀV`` as an array: no example is needed.
 
 Everything from a :class:`Spectrum` on takes many problems of one size at once: tensors with leading axes, written
 ``...`` below. Numbers that one problem has one of (a strength, a mean eigenvalue) are floats without leading axes and

@@ -251,7 +251,7 @@ REFUSED = {
     "empty dict": (lambda path: {"bytes": None, "path": None}, "'bytes'"),
     "half": (lambda path: path.read_bytes()[:200], "cannot read"),
     "half, open": (lambda path: Image.open(io.BytesIO(path.read_bytes()[:200])), "X[1]"),
-    "object": (lambda path: object(), "is no image"),
+    "object": (lambda path: object(), "is not an image"),
 }
 
 

@@ -102,7 +102,7 @@ def test_a_module_alone_says_what_it_is_to_come_with():
 def test_a_part_of_the_wrong_kind_is_named():
     tokenizer, processor = tiny_tokenizer(), tr.ViTImageProcessor(size=SIDE)
     for spec, told in (
-        ((tiny_model("vit"), tokenizer), "is no image processor, .*pass backbone=.*image_processor"),
+        ((tiny_model("vit"), tokenizer), "is not an image processor, .*pass backbone=.*image_processor"),
         ((tiny_model("bert"), processor), r"is no tokenizer, .*pass backbone=\(BertModel, tokenizer\)"),
         ((torch.nn.Linear(2, 2), tokenizer), "belongs to a model of transformers, and Linear is none"),
     ):
@@ -400,7 +400,7 @@ def test_dual_encoders_with_one_reader_and_with_one_tower(tmp_path):
         BackboneError, match=r"names of classes cannot be read: .*pass backbone=\(CLIPModel, tokenizer\)"
     ):
         FaastClassifier((model, both.image_processor), values="text").fit(None, ["cat", "dog"])
-    with pytest.raises(BackboneError, match="is no image processor"):
+    with pytest.raises(BackboneError, match="is not an image processor"):
         backbone((model, both.tokenizer)).open("cpu")
     assert torch.equal(features((model, both.tokenizer), tower="text"), features((model, both), TEXTS, tower="text"))
     classifier = made(lambda: tr.CLIPForImageClassification(model.config))

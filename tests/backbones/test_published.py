@@ -180,7 +180,7 @@ def test_the_base_configuration_must_be_found(tmp_path):
     with pytest.raises(BackboneError, match="faast' cannot be loaded"):
         backbone(folder, base_config=folder).open_language_model("cpu")
     tr.ViTConfig().save_pretrained(tmp_path / "vit")
-    with pytest.raises(BackboneError, match="a 'vit' model, is no causal language model"):
+    with pytest.raises(BackboneError, match="a 'vit' model, is not a causal language model"):
         backbone(folder, base_config=tmp_path / "vit").open_language_model("cpu")
 
 

@@ -73,7 +73,7 @@ def test_a_target_outside_of_the_choices_is_refused(wrong, nearest):
     sources, targets = chosen(pairs(9), choices)
     seq2seq = FaastSeq2Seq(opened("llama"), choices=choices)
     other = [*targets[:4], wrong, *targets[5:]]
-    told = rf"^y\[4\] is '{wrong}', which is none of choices; the nearest is '{nearest}'\.$"
+    told = rf"^y\[4\] is '{wrong}', which is not one of choices; the nearest is '{nearest}'\.$"
     for learn in (seq2seq.fit, seq2seq.partial_fit):
         with pytest.raises(InputError, match=told):
             learn(sources, other)

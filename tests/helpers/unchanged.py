@@ -76,7 +76,7 @@ def contents(value, seen=()):
         return repr(value) if isinstance(value, (int, float, str, bytes, bool, type(None))) else id(value)
     slots = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
     state = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
-    lazy = ("_lock", "_fitted", "_solved", "_directions", "_spectra", "_carried")
+    lazy = ("_lock", "_fitted", "_solved", "_directions", "_kept", "_carried")
     return {name: contents(part, (*seen, id(value))) for name, part in state.items() if name not in lazy}
 
 

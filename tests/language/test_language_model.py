@@ -216,13 +216,13 @@ def test_what_is_no_language_model_is_refused(tiny_folder):
             backbone(tiny_folder(name)).open_language_model("cpu")
     with pytest.raises(BackboneError, match="'timm:' has no language models"):
         backbone("timm:resnet18").open_language_model("cpu")
-    with pytest.raises(BackboneError, match="minilm-l6' is no language model; bundled:smollm2-135m is"):
+    with pytest.raises(BackboneError, match="minilm-l6' is not a language model; bundled:smollm2-135m is"):
         backbone("bundled:minilm-l6").open_language_model("cpu")
-    with pytest.raises(BackboneError, match="Linear is no language model"):
+    with pytest.raises(BackboneError, match="Linear is not a language model"):
         backbone(torch.nn.Linear(2, 2)).open_language_model("cpu")
     with pytest.raises(BackboneError, match=r"needs its tokenizer: backbone\(\(LlamaForCausalLM, tokenizer\)\)"):
         backbone(tiny_model("llama")).open_language_model("cpu")
-    with pytest.raises(BackboneError, match=r"no language-model head|is no language model"):
+    with pytest.raises(BackboneError, match=r"no language-model head|is not a language model"):
         backbone((tiny_model("llama").model, tiny_tokenizer("decoder"))).open_language_model("cpu")
 
 

@@ -142,7 +142,7 @@ STATE = "state._problem"
 MOMENTS = f"{STATE}.moments"
 NESTED = json.loads("[" * 400 + "]" * 400)
 MADE_UP = {
-    "another kind": (setting("kind", "Unpickler"), "'Unpickler', which is no estimator"),
+    "another kind": (setting("kind", "Unpickler"), "'Unpickler', which is not an estimator"),
     "a class": (setting("class", "os.system"), "'os.system', a class of somebody's own"),
     "no state": (lambda m, t: m["estimator"].pop("state"), "no estimator that this version knows"),
     "another state": (setting("state.device_", "cuda"), "attributes other than"),
@@ -193,8 +193,8 @@ MADE_UP = {
     "a text": (setting("state.n_samples_seen_", "1"), "expected an integer"),
     "nested": (setting("parameters.alpha", NESTED), "expected a parameter"),
     "unsorted classes": (setting(f"{STATE}.classes.labels", [3, 2, 1, 0, 4, 5, 6, 7, 8, 9]), "not sorted"),
-    "classes of another type": (setting(f"{STATE}.classes.labels", ["a"] * 10), "labels that are no int64"),
-    "classes without a type": (setting(f"{STATE}.classes.dtype", "O,O"), "labels that are no"),
+    "classes of another type": (setting(f"{STATE}.classes.labels", ["a"] * 10), "labels that are not int64"),
+    "classes without a type": (setting(f"{STATE}.classes.dtype", "O,O"), "labels that are not"),
     "too few classes": (setting(f"{STATE}.classes.labels", [0, 1]), "moments have classes that are not listed"),
     "another width": (setting("state.n_features_in_", 9), "9 features are expected, and there are weights for 10"),
     "no such tensor": (setting(f"{MOMENTS}.means", "elsewhere"), "names no tensor of the file: 'elsewhere'"),
@@ -222,7 +222,7 @@ MADE_UP = {
         ),
         "a step that skops wrote cannot be read",
     ),
-    "no pipeline": (lambda m, t: m.update(estimator={"kind": "Pipeline"}), "is no pipeline"),
+    "no pipeline": (lambda m, t: m.update(estimator={"kind": "Pipeline"}), "is not a pipeline"),
     "no manifest": (lambda m, t: m.clear(), "has no estimator"),
     "no versions": (lambda m, t: m.update(versions=[]), "has no versions"),
 }

@@ -587,4 +587,4 @@ def test_any_reader_of_safetensors_opens_the_file(path):
     with safe_open(path, "np") as file:
         assert file.metadata()["format"] == "faast_sklearn"
         assert json.loads(file.metadata()["manifest"])["estimator"]["kind"] == "FaastClassifier"
-        assert "state._problem.solved.readout.coef" in file.keys()  # noqa: SIM118 - it is no dict
+        assert "state._problem.solved.readout.coef" in file.keys()  # noqa: SIM118 - it is not a dict

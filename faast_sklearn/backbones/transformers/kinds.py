@@ -249,7 +249,7 @@ class HuggingFaceBackbone:
         Raises
         ------
         BackboneError
-            Also if it is no language model, or its output matrix cannot be placed.
+            Also if it is not a language model, or its output matrix cannot be placed.
         TypeError, MissingDependencyError
         """
         refuse_feature_options(options, _DEFAULTS)
@@ -336,7 +336,7 @@ class HuggingFaceBackbone:
         reader = next(iter(model.children()), None)
         if not hasattr(model, "encode") or not hasattr(reader, "auto_model") or not hasattr(reader, "tokenizer"):
             raise BackboneError(
-                f"{type(model).__name__} is no SentenceTransformer of a text model with a tokenizer; pass one, or "
+                f"{type(model).__name__} is not a SentenceTransformer of a text model with a tokenizer; pass one, or "
                 "(model, tokenizer or image processor) of transformers."
             )
         settings = settings_of(model, dtype) if options.get("pooling", "auto") == "auto" else None
@@ -375,7 +375,7 @@ def _part(preprocess, name, fits, remedy):
             if found is not None and fits(found):
                 return found
         raise BackboneError(
-            f"{type(preprocess).__name__} is no {name.replace('_', ' ')}, which this model needs; pass {remedy}."
+            f"{type(preprocess).__name__} is not the {name.replace('_', ' ')}, which this model needs; pass {remedy}."
         )
 
     return part

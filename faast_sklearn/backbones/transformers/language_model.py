@@ -244,7 +244,7 @@ def language_model_in_memory(
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not callable(getattr(module, "generate", None)) or not hasattr(module, "config"):
         raise BackboneError(
-            f"{type(module).__name__} is no language model with a head; pass a ...ForCausalLM or "
+            f"{type(module).__name__} is not a language model with a head; pass a ...ForCausalLM or "
             "...ForConditionalGeneration of transformers."
         )
     if not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer):

@@ -92,7 +92,7 @@ class Source:
         if self.local and gguf_file is None and not (Path(name) / "config.json").is_file():
             found = sorted(path.name for path in Path(name).glob("*.gguf"))
             hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else adapter_hint(Path(name))
-            raise BackboneError(f"folder {self.name!r} has no config.json, so it is no transformers model.{hint}")
+            raise BackboneError(f"folder {self.name!r} has no config.json, so it is not a transformers model.{hint}")
 
     def config(self) -> Any:
         """Load the configuration."""

@@ -141,7 +141,7 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
             shell = source.transformers.AutoModelForCausalLM.from_config(config)
         except ValueError as error:
             raise BackboneError(
-                f"the base of the FAAST checkpoint {source.name!r}, a {config.model_type!r} model, is no causal "
+                f"the base of the FAAST checkpoint {source.name!r}, a {config.model_type!r} model, is not a causal "
                 f"language model: {error}"
             ) from error
     tensors = _read_tensors(source)

@@ -50,7 +50,7 @@ class SentenceSettings:
         self.include_prompt = True
 
     def read(self, parts: Any, dtype: Any, truncate_dim: int | None) -> None:
-        """Take over the parts of a pipeline, in their order, and how many of the numbers are kept at last.
+        """Take over the parts of a pipeline, in their order, and the number of features that are kept in the end.
 
         Parameters
         ----------

@@ -229,7 +229,7 @@ class TextBackbone(Backbone):
         self.n_features = self._probe()
 
     def _probe(self):
-        """Return the width of the features; find out whether a text's are its own, whatever stands beside it."""
+        """Return the width of the features; find out whether the features of a text depend on its batch."""
         name = type(self.module).__name__
         one = self.collate(["a"])
         alone = run_on_probe(name, "texts", lambda: self.forward(one))

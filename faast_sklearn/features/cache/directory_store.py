@@ -79,7 +79,7 @@ class DirectoryStore:
         won, theirs = [], []
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
-            # Without a file to share there is nobody to share the work with.
+            # Without a common file no work is shared.
             new, others = self._run(_claim, part, self._owner, self.directory, default=(part, []))
             won += new
             theirs += others
@@ -317,7 +317,7 @@ def _is_damage(error):
 
 
 def _before_fork():
-    """Close every connection: SQLite bears none to be there on both sides of a fork."""
+    """Close every connection: SQLite allows none to be open in both processes after a fork."""
     _forking.extend(_stores)
     for store in _forking:
         store._lock.acquire()

@@ -69,7 +69,7 @@ class MemoryStore:
             for key in keys:
                 if key in self._rows:
                     continue
-                # A thread that waited for itself would wait for ever.
+                # A thread must not wait for itself.
                 if self._claims.setdefault(key, me) == me:
                     won.append(key)
                 else:

@@ -47,7 +47,7 @@ def process_owner(directory: os.PathLike) -> str:
 
 
 def forsake(directory: os.PathLike) -> None:
-    """Let go of this process's name in a directory: what it owns there is anybody's.
+    """Give up this process's name in a directory: what it owns there may be claimed by others.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a sample is known by in a cache: its content, never its name, its place or its type of container."""
+"""The key of a sample in a cache: made from its content, never from its name, its position or its container."""
 
 import hashlib
 import os
@@ -91,7 +91,7 @@ def sample_keys(samples: Sequence, backbone: Any, fingerprint: str) -> list:
 
 
 class _SampleHasher:
-    """Stands in for a backbone in a Loader, which brings its threads and its errors that name the sample."""
+    """Takes the place of a backbone in a Loader, for its threads and its errors that name the sample."""
 
     def __init__(self, backbone, fingerprint):
         self.backbone = backbone
@@ -136,7 +136,7 @@ def _update_image(digest, image):
 
 
 def _update(digest, item):
-    """Feed a digest with content, so that no two contents of any types feed the same bytes."""
+    """Update a digest with content, in such a way that different contents or types give different bytes."""
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu()
         digest.update(f"tensor {item.dtype} {tuple(item.shape)}\0".encode())

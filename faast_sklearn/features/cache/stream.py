@@ -80,7 +80,7 @@ class _CachedStream:
         self.report = report
 
     def found(self, keys):
-        """Yield what is stored of some keys; return it."""
+        """Yield the stored features of some keys, and return them."""
         rows = self.cache.store.get(keys)
         kinds = {}
         for key in keys:
@@ -96,7 +96,7 @@ class _CachedStream:
         return rows.keys()
 
     def encoded(self, keys):
-        """Yield the features of some keys, encoding those that nobody has; return those that others are encoding."""
+        """Yield the features of some keys, encoding the missing ones; return the keys that others are encoding."""
         store = self.cache.store
         won, theirs = store.claim(keys)
         claimed = dict.fromkeys(won)
