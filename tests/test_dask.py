@@ -175,7 +175,7 @@ def test_texts_teach_a_backbone_classifier_from_frames_and_bags(local, tiny_fold
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_texts_teach_a_language_model(local, plain):
-    from test_seq2seq import chosen, logits, opened, pairs
+    from helpers.seq2seq import chosen, logits, opened, pairs
 
     sources, targets = chosen(pairs(40), ["cat", "dog"])
     model, options = opened("llama"), {"batch_size": 5, "choices": ["cat", "dog"]}
@@ -197,7 +197,7 @@ def test_texts_teach_a_language_model(local, plain):
 
 
 def test_a_partition_of_single_tokens_is_no_error_but_all_of_them_are(local):
-    from test_seq2seq import opened
+    from helpers.seq2seq import opened
 
     model = opened("llama")
     # Its end would be a token to learn.

@@ -158,7 +158,7 @@ def test_all_ranks_learn_what_one_process_would(on_ranks, size):
 
 def _learns_texts(rank, size):
     # Not above: the other tests' processes start without it.
-    from test_seq2seq import chosen, logits, opened, pairs, some
+    from helpers.seq2seq import chosen, logits, opened, pairs, some
 
     data, out = chosen(pairs(40), ["cat", "dog"]), {}
     shares = {"halves": [range(15), range(15, 40)][rank], "all to the first": range(0 if rank else 40)}
@@ -174,7 +174,7 @@ def _learns_texts(rank, size):
 
 @pytest.mark.slow
 def test_ranks_teach_one_language_model(on_ranks):
-    from test_seq2seq import chosen, logits, opened, pairs
+    from helpers.seq2seq import chosen, logits, opened, pairs
 
     first, second = on_ranks(_learns_texts, 2)
     for (target, name), (found, n, tokens, digests) in first.items():

@@ -318,7 +318,7 @@ def _resolve(text):
         raise BackboneError(
             f"file {text!r} holds weights but not their architecture: backbone('timm:NAME', weights={text!r})."
         )
-    raise UnknownBackboneError(f"backbone {text!r} is not a known prefix and no existing path. {_suggest(text)}")
+    raise UnknownBackboneError(f"backbone {text!r} is neither a known prefix nor an existing path. {_suggest(text)}")
 
 
 def _is_of_timm(path):

@@ -18,6 +18,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
 from faast_sklearn.errors import InputError
+from faast_sklearn.estimators.base import RUN_PARAMETERS
 from faast_sklearn.estimators.classifier import FaastClassifier
 from faast_sklearn.estimators.evaluation import Evaluation
 from faast_sklearn.estimators.features import BackboneFeatures
@@ -28,7 +29,7 @@ from faast_sklearn.inputs.samples import count_samples
 __all__ = ["FewShotResult", "few_shot_score"]
 
 # Parameters that the solve of all episodes at once follows, or that have no say in accuracies.
-_FOLLOWED = {"solver", "alpha", "fit_intercept", "backbone", "batch_size", "device", "dtype", "cache", "verbose"}
+_FOLLOWED = {"solver", "alpha", "fit_intercept", "backbone", *RUN_PARAMETERS}
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -245,7 +245,7 @@ REFUSED = {
     "not base64": (lambda path: LONG, "neither a path nor"),
     "long path": (lambda path: "no/" * 100_000, "X[1]"),
     "broken data URL": (lambda path: "data:image/png;base64,!!", "base64"),
-    "other data URL": (lambda path: "data:text/plain,hello", "no data URL of an image"),
+    "other data URL": (lambda path: "data:text/plain,hello", "not a data URL of an image"),
     "no image in base64": (lambda path: base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(90)).decode(), "cannot read"),
     "dict": (lambda path: {"image": 1}, "'bytes'"),
     "empty dict": (lambda path: {"bytes": None, "path": None}, "'bytes'"),

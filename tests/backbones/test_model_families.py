@@ -103,7 +103,7 @@ def test_a_part_of_the_wrong_kind_is_named():
     tokenizer, processor = tiny_tokenizer(), tr.ViTImageProcessor(size=SIDE)
     for spec, told in (
         ((tiny_model("vit"), tokenizer), "is not an image processor, .*pass backbone=.*image_processor"),
-        ((tiny_model("bert"), processor), r"is no tokenizer, .*pass backbone=\(BertModel, tokenizer\)"),
+        ((tiny_model("bert"), processor), r"is not a tokenizer, .*pass backbone=\(BertModel, tokenizer\)"),
         ((torch.nn.Linear(2, 2), tokenizer), "belongs to a model of transformers, and Linear is none"),
     ):
         with pytest.raises(BackboneError, match=told):

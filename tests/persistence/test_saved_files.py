@@ -144,7 +144,7 @@ NESTED = json.loads("[" * 400 + "]" * 400)
 MADE_UP = {
     "another kind": (setting("kind", "Unpickler"), "'Unpickler', which is not an estimator"),
     "a class": (setting("class", "os.system"), "'os.system', a class of somebody's own"),
-    "no state": (lambda m, t: m["estimator"].pop("state"), "no estimator that this version knows"),
+    "no state": (lambda m, t: m["estimator"].pop("state"), "not an estimator that this version knows"),
     "another state": (setting("state.device_", "cuda"), "attributes other than"),
     "no weights": (setting(STATE, {}), r"state\._problem is \[\], expected"),
     "a path": (setting("parameters.backbone", "hf:/etc"), "asks for a local folder or file"),

@@ -374,9 +374,8 @@ def _part(preprocess, name, fits, remedy):
         for found in (preprocess, getattr(preprocess, name, None)):
             if found is not None and fits(found):
                 return found
-        raise BackboneError(
-            f"{type(preprocess).__name__} is not the {name.replace('_', ' ')}, which this model needs; pass {remedy}."
-        )
+        what = f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}"
+        raise BackboneError(f"{type(preprocess).__name__} is not {what}, which this model needs; pass {remedy}.")
 
     return part
 
