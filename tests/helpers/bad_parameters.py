@@ -2,9 +2,6 @@
 
 import numpy as np
 import torch
-from helpers.bad_calls import with_params
-from helpers.bad_inputs import ALL, ASK, FIT, LEARN, RUN, SOURCES, TARGETS, Case, X, Y
-from helpers.tiny import tiny_model, tiny_tokenizer
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq
 from faast_sklearn.errors import (
@@ -13,6 +10,9 @@ from faast_sklearn.errors import (
     InputError,
     UnknownBackboneError,
 )
+from helpers.bad_calls import with_params
+from helpers.bad_inputs import ALL, ASK, FIT, LEARN, RUN, SOURCES, TARGETS, Case, X, Y
+from helpers.tiny import tiny_model, tiny_tokenizer
 
 # Parameters: of each one, values of a wrong type and of a wrong value, with the error and fragments of the message
 
@@ -96,7 +96,7 @@ EVERY = ("fit", "partial_fit", "forget", "score", "perplexity", "predict")
 SEQ2SEQ_PARAMETERS = {
     "backbone": [
         *no_kind_of_backbone(3, None, []),
-        *refused("/nowhere/at/all", says="no existing path", error=UnknownBackboneError),
+        *refused("/nowhere/at/all", says="nor an existing path", error=UnknownBackboneError),
         *refused("timm:resnet18", says="'timm:' has no language models", error=BackboneError),
         *refused("bundled:minilm-l6", says="is not a language model", error=BackboneError),
         *refused(torch.nn.Linear(2, 2), says="Linear is not a language model", error=BackboneError),

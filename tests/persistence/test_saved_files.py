@@ -342,7 +342,7 @@ if hasattr(os, "fork"):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_file(times, tmp_path):
     old, new, target = tmp_path / "old", tmp_path / "new", tmp_path / "target"
     small, large = FaastClassifier().fit(X[:300], Y[:300]), FaastClassifier().fit(X, Y)

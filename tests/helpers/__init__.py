@@ -1,0 +1,1 @@
+"""What several tests need; a test imports from here and never from another test."""
