@@ -1,5 +1,6 @@
 """Tables of numbers: rows of ready features, and what a module in memory that takes arrays reads."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
     X = vectors_in(X)
     _refuse_kinds(X)
     # scikit-learn checks columns for an estimator: its name stands in the messages, its attributes are what is known.
-    estimator = type(name, (BaseEstimator,), {})()
+    estimator = _of_name(name)()
     vars(estimator).update(facts)
     try:
         X = validate_data(estimator, X, reset="n_features_in_" not in facts, dtype=dtype, ensure_all_finite=False)
@@ -92,6 +93,11 @@ def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
         raise InputError(message.partition("\n")[0] + "." if "Complex data" in message else message) from error
     facts.update(vars(estimator))
     return X
+
+
+@functools.cache  # making a class takes as long as checking some thousand rows
+def _of_name(name):
+    return type(name, (BaseEstimator,), {})
 
 
 def check_columns(n_columns: Any, facts: Any, name: Any) -> None:
