@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from helpers.bad_inputs import ASK, SOURCES, TARGETS, TEXTS, Case, Fresh, X, Y, frame, value_of, with_value
+from helpers.bad_samples import BAD_TEXTS
 from sklearn.exceptions import NotFittedError
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq
@@ -12,8 +14,6 @@ from faast_sklearn.errors import (
     InputError,
     NonFiniteError,
 )
-from helpers.bad_inputs import ASK, SOURCES, TARGETS, TEXTS, Case, Fresh, X, Y, frame, value_of, with_value
-from helpers.bad_samples import BAD_TEXTS
 
 ROW_CALLS = {
     "all weights zero": (lambda clf: clf.fit(X, Y, np.zeros(30)), InputError, ["every sample_weight is zero"]),

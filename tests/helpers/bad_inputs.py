@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-
-from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, backbone
 from helpers.images import thumbnail
 from helpers.seq2seq import chosen, opened, pairs
 from helpers.tiny import tiny_model, tiny_tokenizer
+from PIL import Image
+
+from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, backbone
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(30, 5)), np.arange(30) % 3

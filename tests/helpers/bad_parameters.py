@@ -2,6 +2,9 @@
 
 import numpy as np
 import torch
+from helpers.bad_calls import with_params
+from helpers.bad_inputs import ALL, ASK, FIT, LEARN, RUN, SOURCES, TARGETS, Case, X, Y
+from helpers.tiny import tiny_model, tiny_tokenizer
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq
 from faast_sklearn.errors import (
@@ -10,9 +13,6 @@ from faast_sklearn.errors import (
     InputError,
     UnknownBackboneError,
 )
-from helpers.bad_calls import with_params
-from helpers.bad_inputs import ALL, ASK, FIT, LEARN, RUN, SOURCES, TARGETS, Case, X, Y
-from helpers.tiny import tiny_model, tiny_tokenizer
 
 # Parameters: of each one, values of a wrong type and of a wrong value, with the error and fragments of the message
 

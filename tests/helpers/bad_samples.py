@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from helpers.bad_inputs import ASK, KINDS, LEARN, TEXTS, Case, Fresh, X, Y, dataset, frame, with_value
 from PIL import Image
 
 from faast_sklearn.errors import (
     InputError,
     NonFiniteError,
 )
-from helpers.bad_inputs import ASK, KINDS, LEARN, TEXTS, Case, Fresh, X, Y, dataset, frame, with_value
 
 TABLE_FORM = "expected an array or tensor whose first axis counts the samples"
 
