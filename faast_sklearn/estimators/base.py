@@ -65,7 +65,7 @@ class FrozenBackboneMixin:
         return BackboneReader(opened, in_memory, name, facts, report=report, **how)
 
     def _check_run_parameters(self):
-        # Refused also where there is not a backbone to use them.
+        # Refused also where there is no backbone to use them.
         as_cache(getattr(self, "cache", None))
         check_batch_size(getattr(self, "batch_size", "auto"))
         check_verbosity(getattr(self, "verbose", 0))

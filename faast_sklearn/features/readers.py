@@ -83,7 +83,7 @@ class TableReader(_CallReader):
     name : str
         Of the estimator, for messages.
     device, dtype
-        As estimators have them; refused if they are wrong, though there is not a backbone to run in them.
+        As estimators have them; refused if they are wrong, though there is no backbone to run in them.
     facts : dict, default={}
         What X has to agree with.
     normalize : bool, default=False

@@ -43,7 +43,7 @@ def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
     for scale in dict.fromkeys((1.0, lm.norm_factor)):
         beside = folder.absolute().parent / f".{folder.name}.{uuid.uuid4().hex}.part"
         try:
-            if _written(lm, _with_matrix(lm, plain, matrix * scale), beside, expected):
+            if _written(lm, _with_matrix(plain, matrix * scale), beside, expected):
                 _move(beside, folder)
                 return
         finally:
@@ -100,7 +100,7 @@ def _merged(module):
     return module
 
 
-def _with_matrix(lm, module, matrix):
+def _with_matrix(module, matrix):
     """Return a model like the frozen one, sharing its tensors, with another output matrix, not tied to any other."""
     config = copy.deepcopy(module.config)
     for part in (config, config.get_text_config(decoder=True)):

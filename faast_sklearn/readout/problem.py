@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.moments.class_moments import ClassMoments
 from faast_sklearn.persistence.arrays import Labels
 from faast_sklearn.persistence.fields import Boolean, Maybe, Number, OneOf
@@ -118,10 +117,6 @@ class ReadoutProblem(Stateful):
     def n_features(self) -> int:
         """Number of features d."""
         return self.moments.n_features if self._solved is None else self._solved.readout.coef.shape[1]
-
-    def mapped(self, features: Any) -> Any:
-        """Return features as they were learnt: themselves, or at unit length."""
-        return unit_rows(features) if self.settings.unit_rows else features
 
     @property
     def directions(self) -> Any:

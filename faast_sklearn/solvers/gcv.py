@@ -9,7 +9,7 @@ from faast_sklearn.solvers.condition import LEAST_SPREAD
 from faast_sklearn.solvers.filters import pinv_filter, ridge_filter
 from faast_sklearn.solvers.spectrum import as_column, as_number
 
-__all__ = ["gcv_error", "gcv_pinv", "gcv_ridge", "residual_share"]
+__all__ = ["gcv_pinv", "gcv_ridge", "residual_share"]
 
 # Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
 _RIDGE_ALPHAS = np.logspace(-6, 4, 201)
@@ -136,40 +136,6 @@ def gcv_pinv(
     cutoffs = as_column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
     scores, _ = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, pinv_filter, cutoffs)
     return _least(alphas, scores, strong=0), scores
-
-
-def gcv_error(solution: Any, moments: Any, intercept: bool = True) -> float:
-    """Generalised cross-validation error of one solution, comparable between features of the same rows.
-
-    Parameters
-    ----------
-    solution : Solution
-        Of :func:`fast_weights`.
-    moments : ClassMoments
-        What it was computed from.
-    intercept : bool, default=True
-
-    Returns
-    -------
-    float
-        Mean squared error of left-out one-hot targets, estimated; O(d² c).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from faast_sklearn.moments import ClassMoments
-    >>> from faast_sklearn.solvers import fast_weights
-    >>> from faast_sklearn.solvers.gcv import gcv_error
-    >>> moments = ClassMoments.from_rows(np.array([[0.0], [1.0], [9.0], [10.0]]), np.array([0, 0, 1, 1]))
-    >>> round(gcv_error(fast_weights(moments, alpha=0.01), moments), 3)
-    0.024
-    """
-    scatter = moments.scatter if intercept else moments.scatter.about_origin()
-    cross = moments.class_sums(centred=intercept).T
-    total = float(moments.counts.sum() - intercept * (moments.counts * (moments.counts / moments.weight)).sum())
-    rss = total - 2.0 * float((solution.weights * cross).sum()) + float(scatter.squares(solution.weights).sum())
-    left = residual_share(solution.df + float(intercept), moments.n_samples, moments.n_rows)
-    return max(rss, 0.0) / moments.weight / left**2
 
 
 def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, strengths):
