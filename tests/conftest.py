@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import os
@@ -16,6 +17,12 @@ os.environ["SCIPY_ARRAY_API"] = "1"
 import pytest
 import torch
 from helpers.tiny import tiny_model, tiny_tokenizer
+
+
+def pytest_collection_finish():
+    """Spare full garbage collections a look at all that importing and collecting have made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

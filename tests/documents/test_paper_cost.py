@@ -231,12 +231,13 @@ def test_out_of_memory_is_a_reason(cost, monkeypatch):
 
 @pytest.mark.slow
 def test_small_runs_each_method_in_a_process_and_goes_on_where_it_was(cost, tmp_path, monkeypatch):
+    of_images = cost.METHODS["images"]
+    monkeypatch.setitem(cost.METHODS, "images", {name: of_images[name] for name in ("kNN", "FaastClassifier()")})
     arguments = ["--small", "--tasks", "images", "--device", "cpu", "--output", str(tmp_path / "out")]
     cells = cost.main(arguments)["images"]
-    assert list(cells) == [f"digits / {name}" for name in cost.METHODS["images"]]
     assert cells["digits / FaastClassifier()"]["accuracy, %"] > cells["digits / kNN"]["accuracy, %"] > 50
     table = (tmp_path / "out" / "paper_cost_images.md").read_text(encoding="utf-8")
-    assert len(table.splitlines()) == 2 + 4
+    assert len(table.splitlines()) == 2 + 2
 
     def fail(*given):
         raise AssertionError(f"measured again: {given[2]}")
@@ -251,11 +252,8 @@ def test_small_runs_each_method_in_a_process_and_goes_on_where_it_was(cost, tmp_
         cost.main(arguments)
 
 
-@pytest.mark.slow
-def test_what_is_missing_is_said_in_the_table(cost, tiny_folder, pairs, tmp_path, monkeypatch):
-    (tmp_path / "blocked").mkdir()
-    (tmp_path / "blocked" / "peft.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'blocked'}:{BENCHMARKS.parent.parent}")
+def test_what_is_missing_is_said_in_the_table(cost, here, tiny_folder, pairs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setitem(cost.METHODS, "texts", {"LoRA, rank 8": cost.lora})
     arguments = ["--small", "--tasks", "texts", "--pairs", str(pairs), "--device", "cpu"]
     arguments += ["--language-model", f"hf:{tiny_folder('llama')}", "--output", str(tmp_path / "out")]

@@ -12,6 +12,7 @@ import pytest
 import sklearn
 import torch
 from helpers.data import DIGITS, IMAGES, ROWS, SMALL_IMAGES, TEXTS, TOPICS
+from helpers.seq2seq import pairs
 from joblib.externals.loky import get_reusable_executor
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -23,7 +24,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from faast_sklearn import BackboneFeatures, FaastClassifier, backbone
+from faast_sklearn import BackboneFeatures, FaastClassifier, FaastSeq2Seq, backbone
 from faast_sklearn.backbones import release_backbones
 from faast_sklearn.backbones.open_backbones import open_count
 
@@ -119,18 +120,22 @@ def test_a_search_never_copies_a_module(how):
     assert open_count() == before + 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", ["bundled:minilm-l6", None])
-def test_a_parallel_search_equals_a_serial_one_and_opens_once_a_worker(spec):
-    X, y = (TEXTS, TOPICS) if spec else (ROWS, DIGITS)
+@pytest.mark.slow  # starts two interpreters, for all three kinds
+def test_a_parallel_search_equals_a_serial_one_and_opens_once_a_worker(tiny_folder):
     get_reusable_executor().shutdown(wait=True)  # workers of other tests have opened what those needed
-    clf, grid = FaastClassifier(spec, device="cpu"), {"alpha": [0.1, 1.0, "auto"]}
-    scoring = {"accuracy": "accuracy", "openings": openings}
-    search = GridSearchCV(clf, grid, cv=2, n_jobs=2, scoring=scoring, refit="accuracy", error_score="raise").fit(X, y)
-    serial = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(X, y)
-    assert np.array_equal(search.cv_results_["mean_test_accuracy"], serial.cv_results_["mean_test_score"])
-    counts = np.array([search.cv_results_[f"split{i}_test_openings"] for i in range(2)])
-    assert counts.max() <= 1
+    learner = FaastSeq2Seq(f"hf:{tiny_folder('llama')}", scoring="negative_perplexity", device="cpu")
+    X, y = (np.array(part, dtype=object) for part in pairs(60))
+    for n_opened, estimator, grid, data in (
+        (0, FaastClassifier(), {"alpha": [0.1, 1.0, "auto"]}, (ROWS, DIGITS)),
+        (1, FaastClassifier("bundled:minilm-l6", device="cpu"), {"alpha": [0.1, 1.0, "auto"]}, (TEXTS, TOPICS)),
+        (2, learner, {"memory_weight": [0, 0.5]}, (X, y)),
+    ):
+        scoring = {"score": lambda estimator, X, y: estimator.score(X, y), "openings": openings}
+        search = GridSearchCV(estimator, grid, cv=2, n_jobs=2, scoring=scoring, refit="score", error_score="raise")
+        serial = GridSearchCV(estimator, grid, cv=2, error_score="raise").fit(*data)
+        found, alone = search.fit(*data).cv_results_["mean_test_score"], serial.cv_results_["mean_test_score"]
+        np.testing.assert_allclose(found, alone, rtol=1e-5 if estimator is learner else 0)
+        assert max(search.cv_results_[f"split{i}_test_openings"].max() for i in range(2)) <= n_opened
 
 
 @pytest.mark.parametrize("ensemble", [True, False])
@@ -208,7 +213,7 @@ def test_pickles_hold_statistics_and_no_weights(kind):
     assert len(pickle.dumps(clf)) < 2000
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # starts an interpreter
 def test_importing_and_unpickling_load_no_model_library_and_open_nothing(tmp_path):
     path = tmp_path / "clf.pkl"
     path.write_bytes(pickle.dumps(FaastClassifier("bundled:minilm-l6", device="cpu").fit(TEXTS, TOPICS)))
@@ -216,12 +221,14 @@ def test_importing_and_unpickling_load_no_model_library_and_open_nothing(tmp_pat
     code = """
 import pickle, sys, torch, sklearn.base
 before = set(sys.modules)
-import faast_sklearn
+import faast_sklearn, faast_sklearn.display, faast_sklearn.backbones as b
 from faast_sklearn.backbones.open_backbones import open_count
+b.list_backbones("bundled:*")
 repr(faast_sklearn.BackboneFeatures("hf:x/y"))
 clf = pickle.load(open(sys.argv[1], "rb"))
 print(clf.classes_.tolist(), clf.coef_.shape, clf.n_samples_seen_, open_count())
-print(sorted({"timm", "torchvision", "transformers", "PIL", "tqdm", "pandas"} & (set(sys.modules) - before)))
+heavy = {"timm", "torchvision", "transformers", "PIL", "tqdm", "pandas", "matplotlib"}
+print(sorted(heavy & (set(sys.modules) - before)))
 print(clf.predict(["a mouse hides"])[0], open_count())
 """
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

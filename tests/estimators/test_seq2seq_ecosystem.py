@@ -139,16 +139,6 @@ def strip(texts):
     return [text.strip() for text in texts]
 
 
-@pytest.mark.slow
-def test_a_search_in_other_processes(folder):
-    X, y = (np.array(part, dtype=object) for part in pairs(60))
-    base = FaastSeq2Seq(folder, scoring="negative_perplexity")
-    grid = {"memory_weight": [0, 0.5]}
-    alone, apart = (GridSearchCV(base, grid, cv=2, n_jobs=n, error_score="raise").fit(X, y) for n in (1, 2))
-    for key in ("split0_test_score", "split1_test_score"):
-        np.testing.assert_allclose(apart.cv_results_[key], alone.cv_results_[key], rtol=1e-5)
-
-
 def test_predicting_while_learning_sees_one_state_or_another():
     choices = ["cat", "dog on", "red house"]
     seq2seq = FaastSeq2Seq(opened("gpt2"), choices=choices, batch_size=8)
@@ -210,20 +200,25 @@ def test_what_breaks_off_changes_nothing(error, method):
 
 
 @pytest.mark.slow
-def test_bundled_smollm2_learns_chooses_and_exports(tmp_path):
+def test_bundled_smollm2_learns_chooses_exports_and_is_saved_with_its_weights(tmp_path):
     pytest.importorskip("gguf")
     X = ["I love it", "It broke at once", "Wonderful, and so quick", "A waste of money", "Best I ever had", "Awful"] * 2
     y = ["good", "bad"] * 6
     seq2seq = FaastSeq2Seq("bundled:smollm2-135m", choices=["good", "bad"], dtype="float32").fit(X, y)
     assert seq2seq.score(["What a great day", "This is terrible"], ["good", "bad"]) == 1.0
-    seq2seq.save_folded(tmp_path)
-    again = tr.AutoModelForCausalLM.from_pretrained(tmp_path)
-    ids = tr.AutoTokenizer.from_pretrained(tmp_path)("The capital of France is", return_tensors="pt")["input_ids"]
+    seq2seq.save_pretrained(tmp_path / "judge", backbone=True)
+    theirs = FaastSeq2Seq.from_pretrained(tmp_path / "judge")
+    assert theirs.backbone.spec.startswith(f"hf:{(tmp_path / 'judge').resolve()}")
+    assert np.array_equal(theirs.choice_log_probabilities(X[:3]), seq2seq.choice_log_probabilities(X[:3]))
+    seq2seq.save_folded(tmp_path / "folded")
+    again = tr.AutoModelForCausalLM.from_pretrained(tmp_path / "folded")
+    tokenizer = tr.AutoTokenizer.from_pretrained(tmp_path / "folded")
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     with seq2seq.attached() as model, torch.no_grad():
         wanted = model(ids).logits
         torch.testing.assert_close(again(ids).logits, wanted, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         assert not torch.allclose(model(ids).logits, wanted, atol=1e-2)
     with pytest.warns(NotFittedWarning):
-        folded = FaastSeq2Seq(str(tmp_path)).perplexity(X, y)
-    assert folded == pytest.approx(seq2seq.perplexity(X, y), rel=1e-3)
+        folded = FaastSeq2Seq(str(tmp_path / "folded")).perplexity(X[:4], y[:4])
+    assert folded == pytest.approx(seq2seq.perplexity(X[:4], y[:4]), rel=1e-3)

@@ -213,19 +213,6 @@ def test_a_loaded_language_model_goes_on_as_if_it_had_never_stopped(options, nam
         assert (theirs.n_samples_seen_, theirs.n_tokens_seen_) == (ours.n_samples_seen_, ours.n_tokens_seen_)
 
 
-@pytest.mark.slow
-def test_the_bundled_language_model_with_its_weights(tmp_path):
-    drinks, counts = ["tea", "coffee", "juice", "water"], {"one": 1, "two": 2, "three": 3}
-    orders = [f"{count} {drink}, please" for drink in drinks for count in counts]
-    slips = [f"{drink} x{number}" for drink in drinks for number in counts.values()]
-    ours = FaastSeq2Seq("bundled:smollm2-135m", alpha=1.0, memory_weight=1.0, max_new_tokens=6).fit(orders, slips)
-    ours.save_pretrained(tmp_path / "clerk", backbone=True)
-    theirs = FaastSeq2Seq.from_pretrained(tmp_path / "clerk")
-    assert theirs.backbone.spec.startswith(f"hf:{tmp_path.resolve()}")
-    assert theirs.predict(orders[:3]).tolist() == ours.predict(orders[:3]).tolist()
-    assert theirs.perplexity(orders, slips) == ours.perplexity(orders, slips)
-
-
 # Without moments, in folders, with weights
 
 

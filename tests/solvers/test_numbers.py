@@ -119,7 +119,7 @@ def test_every_output_is_finite_on_hard_data(name, shape):
 def test_every_output_is_finite_on_hard_data_at_all_other_settings(name, shape):
     X, y = NASTY[name](*blobs(*SHAPES[shape]))
     for i, settings in enumerate(SETTINGS):
-        if i % 8 != list(NASTY).index(name) % 8:  # the others are for every run
+        if (i - list(NASTY).index(name)) % 8 in (3, 5):  # each setting on two or three kinds of data, beside the above
             check_all_outputs(X, y, WEIGHTS["12 decades"](len(y)) if i % 2 else None, **settings)
 
 
