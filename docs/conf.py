@@ -28,9 +28,9 @@ templates_path = ["_templates"]
 
 # --- Markdown: the same files are read on a code host, so nothing beyond plain Markdown is switched on.
 
-# Links such as saving.md#pipelines find their heading, with the names that code hosts give to headings.
+# So that links such as saving.md#pipelines find their heading, by the names that code hosts give to headings.
 myst_heading_anchors = 4
-# What lies outside of this folder is a page of the site all the same, under this name.
+# Files outside of this folder that are pages of the site too, with the names of these pages.
 OUTSIDE = {"../README.md": "get_started.md", "../CHANGELOG.md": "changelog.rst", "../SECURITY.md": "security.rst"}
 highlight_language = "none"  # formulas are indented blocks; code says what it is written in
 # The order of the front page. It would be shown as code on a code host, so it is not in index.md.

@@ -10,8 +10,8 @@ wrong, how sure it is, and what more examples would bring. The pretrained networ
 # %%
 # The folder
 # ----------
-# All that is needed is a folder that holds one folder of images for each class. You have yours; this one is made
-# here, of twenty handwritten digits of each kind that come with scikit-learn.
+# All that is needed is a folder that holds one folder of images for each class. You have your own; this one is made
+# here, from twenty handwritten digits of each kind that come with scikit-learn.
 
 import tempfile
 from pathlib import Path
@@ -33,8 +33,8 @@ print(sorted(path.name for path in photos.iterdir()))
 # %%
 # Ten lines
 # ---------
-# Half of the images are learnt, the others are only looked at afterwards. The file needs no network and no pickle to
-# be read: the last line may run on another machine.
+# Half of the images are learnt; the others are used only for testing. Reading the file needs neither a network nor
+# pickle: the last line may run on another machine.
 
 from sklearn.model_selection import train_test_split
 
@@ -54,7 +54,7 @@ print(load(folder / "digits.safetensors").predict(unseen[:5]))
 # Predictions
 # -----------
 # The probabilities are calibrated without a further set of images. The first rows are unseen images as they come; the
-# last row is of the mistakes that it was most sure of.
+# last row shows the mistakes of which the classifier was most sure.
 
 import matplotlib.pyplot as plt
 
@@ -79,7 +79,7 @@ plt.show()
 # %%
 # Confusion
 # ---------
-# Which classes are taken for which? Each row is of the images of one class.
+# Which classes are taken for which? Each row stands for the images of one class.
 
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -95,8 +95,8 @@ plt.show()
 # %%
 # What more examples bring
 # ------------------------
-# An episode draws a few images of each class to learn from and others to be asked about; ten of them give a curve
-# with intervals. Beside it, on the same features and the same episodes: logistic regression, and the nearest example.
+# An episode draws a few images of each class to learn from and others to test on; ten episodes give a curve with
+# intervals. Beside it, on the same features and episodes: logistic regression and the nearest example.
 
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier

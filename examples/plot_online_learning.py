@@ -2,9 +2,9 @@
 Online learning: classes that arrive later, and forgetting
 ==========================================================
 
-Images come one kind after the other, and are gone once they are learnt. ``partial_fit`` gives all the same what one fit
-of all images would have given, and ``forget`` what a fit without the forgotten ones would have given: sums over images
-can be added to and subtracted from.
+Images come one kind after the other, and are gone once they are learnt. Still, ``partial_fit`` gives what one fit of
+all images would have given, and ``forget`` what a fit without the forgotten ones would have given: sums over images can
+be added and subtracted.
 """
 
 # %%
@@ -37,9 +37,9 @@ batches = [part for stage in stages for part in np.array_split(stage, len(stage)
 # %%
 # Learning it
 # -----------
-# No list of the classes is needed in advance: a label that was not there before becomes a class. After each batch
-# both classifiers are asked about unseen images of all classes so far. Beside ours a linear model that is trained by
-# stochastic gradient descent on the same features; it has to be told all classes beforehand.
+# No list of the classes is needed in advance: a label that was not there before becomes a class. After each batch both
+# classifiers are tested on unseen images of all classes so far. The other one is a linear model trained by stochastic
+# gradient descent on the same features; it has to be told all classes beforehand.
 
 network = backbone("bundled:efficientnet-lite0", image_size=96)
 encoder = BackboneFeatures(network, cache="memory").fit()
@@ -82,8 +82,8 @@ print(f"largest difference of the weights, relative: {difference:.0e}")
 # %%
 # Forgetting a mistake
 # --------------------
-# Two hundred images are learnt once more with a wrong label. Forgetting them takes back what they did, and nothing
-# else: the weights are those from before. The caller must still have the images; the classifier keeps none.
+# Two hundred images are learnt once more with a wrong label. Forgetting them undoes their effect and nothing else: the
+# weights are those from before. The caller must still have the images; the classifier keeps none.
 
 mistaken = np.random.default_rng(1).choice(len(y), 200, replace=False)
 wrong_labels = (y[mistaken] + 1) % 10
@@ -106,8 +106,8 @@ print(f"largest difference to the weights without the mistake, relative: {undone
 # %%
 # Forgetting a class
 # ------------------
-# When the last image of a class is forgotten, the class is gone. What the others of its kind look like, it no longer
-# knows.
+# When the last image of a class is forgotten, the class is gone. The classifier no longer knows what such images look
+# like.
 
 nines = y == 9
 clf.forget(images[nines], y[nines])

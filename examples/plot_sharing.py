@@ -10,8 +10,7 @@ loads elsewhere, learns on, and merges with what others have learnt, as if all i
 # Two sites
 # ---------
 # Two sites have handwritten digits that they may not give away. The first sees mostly low digits, the second mostly
-# high ones. (With ``cache="memory"`` this process encodes each image once, whoever asks; sites of your own need
-# none.)
+# high ones. (With ``cache="memory"`` this process encodes each image once for both sites; real sites need no cache.)
 
 import tempfile
 from pathlib import Path
@@ -35,8 +34,8 @@ second = FaastClassifier(network, cache="memory").fit(images[:400][~at_first], y
 # %%
 # Saving
 # ------
-# What predicts and learns on is the default. ``moments=False`` leaves out the statistics of the images: the file then
-# predicts and does nothing else.
+# By default the file can predict and learn on. ``moments=False`` leaves out the statistics of the images: the file can
+# then only predict.
 
 folder = Path(tempfile.mkdtemp())
 save(first, folder / "first.safetensors")
@@ -49,8 +48,8 @@ for path in sorted(folder.iterdir()):
 # What is in the file
 # -------------------
 # Any reader of safetensors can look into it: names, shapes and numbers of arrays, and JSON beside them. There is no
-# image in it. But statistics of fewer images than there are features hold the features of each image, so protect the
-# file with statistics as you protect the images.
+# image in it. But statistics of fewer images than there are features hold the features of each image, so protect a file
+# with statistics as you protect the images.
 
 import json
 
@@ -69,8 +68,8 @@ print("backbone:", manifest["estimator"]["parameters"]["backbone"])
 # %%
 # Elsewhere
 # ---------
-# Another process reads the file, where nothing but the library is, and predicts the same. It opens the network by its
-# name, and warns if the weights under that name are not those that were learnt with.
+# Another process, which has only the library, reads the file and predicts the same. It opens the network by its name,
+# and warns if the weights under that name are not those used for learning.
 
 import subprocess
 import sys
@@ -90,8 +89,8 @@ print("the same predictions there and here:", same)
 # %%
 # Merging
 # -------
-# Statistics add up. What the two have learnt together is what one would have learnt from all images, up to rounding,
-# although no image has left its site and neither has seen all digits in earnest.
+# Statistics add up. Together the two have learnt what one would have learnt from all images, up to rounding, although
+# no image has left its site and neither site has seen many images of every digit.
 
 both = merge([load(folder / "first.safetensors"), load(folder / "second.safetensors")])
 pooled = FaastClassifier(network, cache="memory").fit(images[:400], y[:400])

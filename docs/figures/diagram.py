@@ -1,4 +1,4 @@
-"""Boxes, arrows and labels as an SVG file; what the documentation's pictures are drawn with.
+"""Boxes, arrows and labels as an SVG file; the documentation's pictures are drawn with it.
 
 Text stays text, so that it can be searched, read aloud and scaled. Its width depends on the reader's font: boxes leave
 room for a wide one.

@@ -42,7 +42,7 @@ def draw():
             figure.arrow([(LEFT + 80, y + TALL), (LEFT + 80, y + TALL + GAP)], INK)
             figure.text(LEFT + 96, y + TALL + GAP / 2 + 6, passes, size=16, colour=INK)
 
-    # Who walks where: fit on the left, the solve after it, and past both the way of a prediction.
+    # Paths: fit on the left, the solve after it, and past both that of a prediction.
     first, third, fourth, last = (TOP + i * (TALL + GAP) for i in (0, 2, 3, 4))
     figure.arrow([(34, first + 4), (34, third + TALL - 4)], BLUE)
     figure.text(
@@ -65,7 +65,7 @@ def draw():
         anchor="middle",
         turned=True,
     )
-    # Moments are a group: what its two operations are called.
+    # Moments form a group; the names of its two operations.
     figure.text(right - 78, third - 14, "+ partial_fit, merge", size=15, weight=700, colour=BLUE, anchor="end")
     figure.text(right, third - 14, "– forget", size=15, weight=700, colour=BLUE, anchor="end")  # noqa: RUF001
     return figure

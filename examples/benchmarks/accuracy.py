@@ -1,10 +1,10 @@
-"""Accuracy, log-loss and seconds at every number of shots, beside what else people would use on the same features.
+"""Accuracy, log-loss and seconds at every number of shots, beside the usual alternatives on the same features.
 
     python examples/benchmarks/accuracy.py [--photos DIR] [--draws 6] [--output docs/accuracy.md]
 
-The data are those of ``auto_alpha.py``. Logistic regression is given the best of seven C *in hindsight*, chosen on
-the test data in each cell anew, for accuracy and log-loss apart; its seconds are those of all seven fits, and without
-the cross-validation that an honest choice would take. The SGD probe is scikit-learn's, twenty epochs on standardised
+The data are those of ``auto_alpha.py``. Logistic regression is given the best of seven C *in hindsight*, chosen on the
+test data separately in each cell and for accuracy and log-loss; its seconds are those of all seven fits, without the
+cross-validation that an honest choice would take. The SGD probe is scikit-learn's, twenty epochs on standardised
 features.
 """
 
@@ -40,7 +40,7 @@ def judged(clf, X, y, X_test, y_test):
     seconds = time.perf_counter() - start
     accuracy = 100 * clf.score(X_test, y_test)
     if isinstance(clf, NearestCentroid) and not np.all(clf.within_class_std_dev_ > 0):
-        return accuracy, np.nan, seconds  # its probabilities scale distances by a spread that there is not
+        return accuracy, np.nan, seconds  # its probabilities divide distances by a spread that is zero here
     p = np.clip(clf.predict_proba(X_test), 1e-15, 1)
     return accuracy, log_loss(y_test, p / p.sum(1, keepdims=True), labels=clf.classes_), seconds
 
@@ -67,11 +67,11 @@ def cell(X, y, n_test, shots, draws):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", help="an image folder, one folder a class")
+    parser.add_argument("--photos", help="an image folder, one folder per class")
     parser.add_argument("--draws", type=int, default=6, help="draws up to 16 shots; a third of it beyond")
     parser.add_argument("--output", help="append the tables to this Markdown file")
     parser.add_argument("--cache", help="a directory to keep features in, for another run")
-    parser.add_argument("--sets", type=int, help="only so many sets of data; the first is pixels of digits")
+    parser.add_argument("--sets", type=int, help="only this many data sets; the first is pixels of digits")
     args = parser.parse_args()
     lines = []
 

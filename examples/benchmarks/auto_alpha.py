@@ -3,9 +3,9 @@
     python examples/benchmarks/auto_alpha.py [--photos DIR] [--draws 10] [--output docs/auto_alpha.md]
 
 Data: scikit-learn's digits, as pixels and through the bundled EfficientNet-Lite0; ``--photos DIR``, an image folder,
-through the same; first sentences of the docstrings of installed packages through the bundled MiniLM, to be told which
-package they come from. "Best" means best in hindsight: of thirteen alphas and seven C, the one whose mean accuracy on
-the test data over all draws is highest, in each cell anew.
+through the same; first sentences of the docstrings of installed packages through the bundled MiniLM, the package being
+the class. "Best" means best in hindsight: of thirteen alphas and seven C, the one whose mean accuracy on the test data
+over all draws is highest, separately in each cell.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def datasets(photos, cache=None):
 
 
 def spanned(X):
-    """Return features centred, in coordinates of the span of the rows, of unit mean square; and a map for others."""
+    """Return centred features of unit mean square in coordinates of the rows' span, and a map for other features."""
     mean = X.mean(0)
     # The penalty keeps the weights in the span of the rows, so that rotating into it changes nothing but time.
     basis = np.linalg.svd(X - mean, full_matrices=False)[2].T if len(X) < X.shape[1] else np.eye(X.shape[1])
@@ -133,7 +133,7 @@ def cell(X, y, n_test, shots, draws):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", help="an image folder, one folder a class")
+    parser.add_argument("--photos", help="an image folder, one folder per class")
     parser.add_argument("--draws", type=int, default=10, help="draws up to 16 shots; a third of it beyond")
     parser.add_argument("--output", help="append the tables to this Markdown file")
     args = parser.parse_args()

@@ -4,9 +4,9 @@
         [--workers 2] [--repeats 3]
 
 Features are float32 in a file that every process maps, labels in another: nothing but moments travels. Both sides read
-them once beforehand, so that neither waits for the disk. Measured is what ``fit`` does before the solve, from the call
-to the sum in the client; runs of both sides alternate, times are the least of the repeats, and the ratio is within this
-run. The floor is 1.7, on two cores that have nothing else to do.
+them once beforehand, so that neither waits for the disk. What is measured is ``fit`` before the solve, from the call to
+the sum in the client; runs of both sides alternate, times are the least of the repeats, and the ratio is within this
+run. The floor is 1.7, on two otherwise idle cores.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from faast_sklearn import FaastClassifier
 
 
 def write(path, labels, d):
-    """Write rows whose spectrum falls off as that of pooled features does, the same at each call, part by part."""
+    """Write rows part by part, the same at each call; their spectrum falls off like that of pooled features."""
     rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(labels), d))
     scale = np.arange(1, d + 1, dtype=np.float32) ** -0.5
     centres = np.random.default_rng(0).standard_normal((labels.max() + 1, d), dtype=np.float32)
@@ -48,7 +48,7 @@ def read(path, start, stop):
 
 
 def partitioned(path, like, chunk):
-    """Return the rows of a file, which are as ``like``, as a dask array whose blocks workers map for themselves."""
+    """Return the rows of a file, shaped and typed as ``like``, as a dask array whose blocks workers map themselves."""
     load, n = dask.delayed(read), len(like)
     bounds = [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
     return da.concatenate([da.from_delayed(load(path, a, b), (b - a, *like.shape[1:]), like.dtype) for a, b in bounds])
@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    # As Dask has it in its workers.
+    # As in Dask's workers.
     threadpool_limits(1)
     torch.set_num_threads(1)
     labels = np.random.default_rng(0).integers(0, args.classes, args.rows)
@@ -78,7 +78,7 @@ def main():
         write(path, labels, args.features)
         np.save(label_path, labels)
         rows = mapped(path)
-        # Memory is the page cache's, not the workers': a limit on them would only have them pause.
+        # The memory is the page cache's, not the workers': a limit on them would only make them pause.
         cluster = LocalCluster(
             n_workers=args.workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
         )

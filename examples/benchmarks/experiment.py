@@ -103,7 +103,7 @@ def run(name, cells, *, output, settings):
 def table(cells, measured, reasons):
     """Return the Markdown table of all cells."""
     names = list(dict.fromkeys(n for cell in cells for n in measured.get(cell.key, ()) if n != "measured in seconds"))
-    # With nothing measured there still is a column to say why.
+    # Even if nothing was measured, a column says why.
     names = names or ["measured"]
     heads = [*cells[0].place, "published", *names]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]

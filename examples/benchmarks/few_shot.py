@@ -3,7 +3,8 @@
     python examples/benchmarks/few_shot.py [--rows 2000 12000] [--episodes 600] [--features 1280] [--repeats 3]
 
 Every contestant runs once a repeat, in turn, on the same episodes; seconds are the least of the repeats and ratios are
-of these. In a repeat loops take ``--looped`` of the episodes and are scaled up, since all of them cost the same.
+ratios of these. In each repeat loops run only ``--looped`` of the episodes and are scaled up, since all episodes cost
+the same.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main():
                 scores[name] = loop(estimator, X, y, few)
                 scale = args.episodes / len(few.support)
                 seconds.setdefault(name, []).append((time.perf_counter() - start) * scale)
-        # The episodes of a loop are drawn alone, so those at once are drawn again to compare accuracies.
+        # A loop draws only its own episodes, so the same ones are drawn again for all at once to compare accuracies.
         same = few_shot_score(FaastClassifier(), X, y, n_episodes=len(few.support), **sizes).scores
         scores["FaastClassifier, at once"] = same
         print(f"\n{n} rows, d = {args.features}: {args.episodes} episodes, {everything}")

@@ -2,7 +2,7 @@
 
 Both read the same images (or texts) in the same run, in turn, and the ratio of the median seconds is printed. The bare
 loop is what one would write by hand: read, collate and run one batch after the other, in batches of the same size, and
-keep nothing. ``fit`` does all of that, adds up the statistics, and here also solves, for ``coef_`` is asked for.
+keep nothing. ``fit`` does all of that, adds up the statistics, and here also solves, since ``coef_`` is asked for.
 
 Without ``--images``: photographs of 320 by 240 pixels, made up and saved as JPEG files in a temporary folder.
 """
@@ -31,7 +31,7 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", metavar="DIR", help="folder with one folder of images a class (default: made up)")
+    parser.add_argument("--images", metavar="DIR", help="folder with one folder of images per class (default: made up)")
     parser.add_argument("--n", type=int, default=512, help="images, and texts (default: 512)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda (default: the best there is)")
@@ -80,7 +80,7 @@ def made_up_images(folder, n):
 
     rng = np.random.default_rng(0)
     for i in range(n):
-        # Smooth blobs compress like photographs; noise would make decoding dearer than it is.
+        # Smooth blobs compress like photographs; noise would make decoding slower than it really is.
         blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((320, 240), Image.BICUBIC)
         file = pathlib.Path(folder, "abcdefgh"[i % 8], f"{i:06d}.jpg")
         file.parent.mkdir(exist_ok=True)

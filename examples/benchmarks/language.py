@@ -67,7 +67,7 @@ def load_pairs(file, n):
     else:
         lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()[1:]
         pairs = [line.split("\t")[:2] for line in lines if line.strip()]
-    # More than there are come again.
+    # If more are wanted than there are, they repeat.
     return tuple(zip(*(pairs[i % len(pairs)] for i in range(n)), strict=True))
 
 
@@ -166,13 +166,13 @@ def memory(args):
 
 
 def peak_memory(args):
-    """Measure this process: resident memory at its peak less what there was with the model open and warm."""
+    """Measure this process: peak resident memory minus that with the model open and warm."""
     handle = backbone(args.backbone)
     lm = handle.open_language_model(args.device)
     X, y = load_pairs(args.pairs, args.n)
     longest = max(range(len(X)), key=lambda i: len(X[i]) + len(y[i]))
     make = {"batch_size": args.batch_size, "device": args.device}
-    # Libraries and thread pools are not what is asked about.
+    # A warm-up, since the memory of libraries and thread pools is not to be measured.
     FaastSeq2Seq(handle, **make).fit([X[longest]], [y[longest]])
     copies = args.memory_of // args.n
     X, y = X * copies, y * copies  # the same texts again, so that no batch is larger

@@ -39,10 +39,10 @@ def areas(X, y, n_test, shots, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", help="an image folder, one folder a class")
+    parser.add_argument("--photos", help="an image folder, one folder per class")
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--cache", help="a directory to keep features in, for another run")
-    parser.add_argument("--sets", type=int, help="only so many sets of data; the first is pixels of digits")
+    parser.add_argument("--sets", type=int, help="only this many data sets; the first is pixels of digits")
     args = parser.parse_args()
     print("| data | shots | largest probability | entropy | novelty_score |\n|---|---|---|---|---|")
     for name, X, y, n_test in itertools.islice(datasets(args.photos, args.cache), args.sets):

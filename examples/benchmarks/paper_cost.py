@@ -3,13 +3,13 @@
     python examples/benchmarks/paper_cost.py [--tasks images texts] [--device cuda] [--output DIR]
     python examples/benchmarks/paper_cost.py --small [--images DIR] [--pairs FILE]
 
-Each method runs in a process of its own, after a first go on a few samples, and starts from what all share: features of
+Each method runs in a process of its own, after a warm-up on a few samples, and starts from what all share: features of
 the images, computed once, or the open language model. "to adapt" is from there to something that predicts; "peak" the
 memory beyond what was there before (CUDA's allocator; on a CPU resident memory, Linux only); "kept" what predicting
-needs beside the model; "to predict one" a sample's share of all held-out ones: from its features to a label, or
-sixteen tokens of an answer, eight answers at a time. All language models learn the answers' tokens of the same pairs
-under the same prompts and are judged on the same held-out ones. What LoRA reaches, and how long it takes, hangs on its
-``--epochs`` and ``--rate``, which are set by hand and stand in its row: try several before comparing.
+needs beside the model; "to predict one" the time per held-out sample: from its features to a label, or sixteen tokens
+of an answer, eight answers at a time. All language models learn the answers' tokens of the same pairs under the same
+prompts and are judged on the same held-out ones. What LoRA reaches, and how long it takes, depends on its ``--epochs``
+and ``--rate``, which are set by hand and shown in its row: try several before comparing.
 
 Methods on features: ``FaastClassifier``; the paper's formula as it stands in its code, ``pinv(K, rtol=N**-0.8) @ V`` by
 SVD; a linear probe, twenty epochs of SGD with momentum on standardised features; kNN, which keeps all examples. On
@@ -81,7 +81,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: both")
     parser.add_argument("--small", action="store_true", help="small data and models from packages, without a network")
-    parser.add_argument("--images", metavar="DIR", help="with --small: a folder with one folder of images a class")
+    parser.add_argument("--images", metavar="DIR", help="with --small: a folder with one folder of images per class")
     parser.add_argument(
         "--features", metavar="FILE", help="an .npz of X, y, X_query and y_query (labels from 0), in place of images"
     )
@@ -128,7 +128,7 @@ def data_of(args, task):
 
 
 def in_process(argv, task, name, common):
-    """Measure a method in a process of its own, since peaks of memory do not come down again."""
+    """Measure a method in a process of its own, since peak memory never goes down again."""
     command = [sys.executable, __file__, *argv, "--measure", task, name]
     features = common()
     if features is not None:
@@ -168,7 +168,7 @@ class Spent:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device) / 2**20
         elif CLEAR.exists():
-            # What the first go has freed goes back to the system: used again, it would not count.
+            # Memory that the warm-up has freed is returned to the system: if it were used again, it would not count.
             with contextlib.suppress(AttributeError):  # not every C library has this
                 ctypes.CDLL(None).malloc_trim(0)
             CLEAR.write_text("5")  # the peak starts anew
@@ -198,7 +198,7 @@ def figures(adapting, kept, answering, n, **more):
 
 
 def file_size(estimator):
-    """Return the bytes of an estimator that predicts and learns no more."""
+    """Return the bytes of an estimator that only predicts."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "estimator.safetensors")
         save(estimator, file, moments=False)
@@ -301,7 +301,7 @@ def of_texts(args, name):
     with teach(X[:2], y[:2])[0]() as model:  # loads libraries, peft among them
         loss(model, lm, prompts.pairs(X_test[:1], y_test[:1]))
     del model
-    gc.collect()  # what the first go has left would be freed while memory is measured
+    gc.collect()  # what the warm-up has left would be freed while memory is measured
     torch.manual_seed(SEED)
     with Spent(device) as adapting:
         attached, kept = teach(X, y)

@@ -211,7 +211,7 @@ def parse_arguments(argv):
     args.pairs = {name or "en-de": file for name, file in args.pairs}
     for direction in args.pairs:
         if len(direction.split("-")) != 2:
-            parser.error(f"--pairs: {direction!r} is no direction such as en-de")
+            parser.error(f"--pairs: {direction!r} is not a direction such as en-de")
     # The small reviews stand for both data sets of reviews.
     args.tasks = args.tasks or [task for task in TASKS if not (args.small and task == "imdb")]
     args.draws = args.draws or (2 if args.small else 100)
@@ -219,7 +219,7 @@ def parse_arguments(argv):
 
 
 def named(text):
-    """Split NAME=VALUE; without a name it is None."""
+    """Split NAME=VALUE; without a name, the name is None."""
     name, found, value = text.partition("=")
     return (name, value) if found else (None, text)
 
@@ -231,7 +231,7 @@ def sizes(args, task):
 
 
 def published(args, *place):
-    """Return the paper's figure; what is measured on other data stands for itself."""
+    """Return the paper's figure; there is none for what is measured on other data."""
     return None if args.small or args.pairs else PUBLISHED.get(place)
 
 
@@ -239,7 +239,7 @@ def published(args, *place):
 
 
 def models(args, task):
-    """Return the models of a task, with those of the command line in their place."""
+    """Return the models of a task, replaced by those of the command line."""
     usual, given = SMOLLM2 if args.small else QWEN if task == "iwslt" else GPT2, dict(args.model)
     if None in given:
         name = pathlib.PurePath(given[None].rpartition(":")[2]).name
@@ -259,7 +259,7 @@ _open = {}  # one at most: two large models may not fit
 
 
 def opened(model, args):
-    """Return a model, open; the one that was open before is given back."""
+    """Return an open model; the one that was open before is released."""
     configs = dict(args.base_config)
     config = configs.get(model.name, configs.get(None))
     key = (model.spec, config, args.device)
@@ -270,7 +270,7 @@ def opened(model, args):
         try:
             handle = backbone(spec, **({} if config is None else {"base_config": config}))
             lm = handle.open_language_model(args.device)
-        except (FaastError, TypeError) as error:  # the latter of a base_config that does not apply
+        except (FaastError, TypeError) as error:  # a TypeError if base_config does not apply
             raise SystemExit(
                 f"{model.name} cannot be opened: {first_line(error)}\nWithout a network give a local copy, "
                 f"--model {model.name}=FOLDER (and --base-config), or try --small."
@@ -282,7 +282,7 @@ def opened(model, args):
 
 
 def settings_of(args, model, method, what, shots):
-    """Return a handle of the model of a row, and the settings of what learns on it."""
+    """Return a handle of the model of a row, and the settings of the estimator that learns on it."""
     one = opened(model, args)
     if method == "paper":
         # Published checkpoints have memories of their own, of which only alpha and weight are set.
@@ -343,7 +343,7 @@ def sentiment_accuracy(args, model, method, task, shots):
     if few and least < shots:
         raise UnavailableError(f"only {least} examples of a class")
     right, taught = 0, []
-    # In any order of the file, a share is a sample of all questions.
+    # So that, whatever the order of the file, a share is a sample of all questions.
     for part in np.array_split(rng.permutation(len(X_test)), min(args.draws, len(X_test)) if few else 1):
         if few:
             drawn = [rng.choice(np.flatnonzero(y == label), shots, replace=False) for label in LABELS]
@@ -355,7 +355,7 @@ def sentiment_accuracy(args, model, method, task, shots):
             template = with_examples(one.lm, X[chosen], y[chosen])
         estimator = seq2seq(args, model, method, task, shots, template=template, choices=LABELS)
         if method in ("frozen", "in-context"):
-            chosen = chosen[:1]  # what has no strength may have read anything
+            chosen = chosen[:1]  # with strength 0 it does not matter what was read
         estimator.fit(X[chosen], y[chosen])
         right += np.sum(estimator.predict(X_test[part]) == y_test[part])
         taught.append(learnt_with(method, estimator))
@@ -382,13 +382,13 @@ def with_examples(lm, X, y):
 
 
 def beginning(tokenizer, text, most):
-    """Return what the first tokens of a text say."""
+    """Return the first tokens of a text, as text."""
     ids = token_ids(tokenizer, text)
     return text if len(ids) <= most else tokenizer.decode(ids[:most])
 
 
 def token_ids(tokenizer, text):
-    """Return the tokens of a text alone."""
+    """Return only the tokens of a text."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -449,10 +449,10 @@ def translation_bleu(args, model, method, direction):
         num_beams=size.num_beams,
     )
     one.lm.module.generation_config.early_stopping = size.num_beams > 1
-    n = len(X) if method in ("paper", "ours") else 1  # what has no strength may have read anything
+    n = len(X) if method in ("paper", "ours") else 1  # with strength 0 it does not matter what was read
     estimator.fit(X[:n], y[:n])
     written = [text.strip().split("\n")[0].strip() for text in estimator.predict(X_test)]
-    # Whatever was learnt from, the references alone are judged.
+    # Whatever was learnt from, only the references are judged.
     scores = estimator.set_params(learn_from="answer").token_scores(X_test, y_test)
     return {
         "BLEU": text_score(written, y_test, "bleu"),
@@ -464,7 +464,7 @@ def translation_bleu(args, model, method, direction):
 
 
 def exchange(direction, source, target=""):
-    """Return a source and its translation, or where that begins."""
+    """Return a source and its translation, or only the beginning of the latter."""
     one, other = (LANGUAGES.get(code, code) for code in direction.split("-"))
     return f"{one}: {source}\n{other}: {target}"
 

@@ -5,20 +5,20 @@
 
 Needs a network for data (``datasets``) and for CLIP's RN50 (``open_clip_torch``); a GPU shortens the one pass over the
 72,000 images from hours on a few cores to minutes (estimates). ``--small`` needs neither: scikit-learn's digits, or
-your own folder with one folder a class, through EfficientNet-Lite0 from a package. A run that was killed goes on with
+your own folder with one folder per class, through EfficientNet-Lite0 from a package. A run that was killed goes on with
 the cells that are missing, and features that were computed are kept in the output directory.
 
 Settings of the paper are those of its code (github.com/baoguangsheng/faast): all classes in each of 600 episodes, 20
-queries a class, support from CIFAR-10's training and queries from its test split, or from the halves of the images of
+queries per class, support from CIFAR-10's training and queries from its test split, or from the halves of the images of
 mini-ImageNet's 20 test classes; classes named by "A photo of a NAME."; readers that look examples up recall the text
 embedding of a class, and what they recall is mixed with the image's own embedding as with N0 = 400 (CIFAR-10) or 800
 (mini-ImageNet) examples.
 
 The data: uoft-cs/cifar10 (columns img and label) and timm/mini-imagenet (image and label, named by ImageNet's numbers).
 The latter's splits are not those of few-shot learning: each has all classes. From its train and validation splits, 600
-images a class, those of the twenty classes of the usual few-shot test split are taken and shrunk to 84 x 84 pixels as
-there. Which 600 of a class' 1,300 images they are is another choice than the original's, so figures differ a little
-from those of the original files.
+images per class, those of the twenty classes of the usual few-shot test split are taken and shrunk to 84 x 84 pixels as
+there. They are not the same 600 of a class's 1,300 images as the original's, so figures differ a little from those of
+the original files.
 
 Readers: zero-shot, the nearest text embedding; kNN, the majority among at most ten Euclidean neighbours; softmax
 attention over the stored examples at CLIP's temperature of 0.01; a linear probe, SGD on the logistic loss, twenty
@@ -109,7 +109,7 @@ def parse_arguments(argv):
         help="cifar10, mini-imagenet, or both (default); with a folder that has the hub's files",
     )
     parser.add_argument("--small", action="store_true", help="small images from a package, without a network")
-    parser.add_argument("--images", metavar="DIR", help="with --small: a folder with one folder of images a class")
+    parser.add_argument("--images", metavar="DIR", help="with --small: a folder with one folder of images per class")
     parser.add_argument("--backbone", help=f"default: {CLIP}; with --small {BUNDLED}")
     parser.add_argument("--weights", metavar="FILE", help="of the backbone, where it is not to be downloaded")
     parser.add_argument("--episodes", type=int, help="default: 600; 50 with --small")
@@ -274,7 +274,7 @@ def task(data, where, small, spec, weights, limit, device, output):
     if small and where is None:
         options["image_size"] = 64  # digits have eight pixels a side
     handle = backbone(spec, **options)
-    # float32, as the paper has it: the automatic choice is bfloat16 on most GPUs.
+    # float32, as in the paper: the automatic choice is bfloat16 on most GPUs.
     cache = str(pathlib.Path(output, "features"))
     features = BackboneFeatures(handle, normalize=True, device=device, dtype="float32", cache=cache, verbose=1)
     X = features.fit().transform(images)

@@ -19,7 +19,7 @@ from faast_sklearn.solvers import decompose
 
 
 def features(n, d, c):
-    """Rows whose spectrum falls off as that of pooled image features does."""
+    """Rows whose spectrum falls off like that of pooled image features."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, c, n)
     scale = np.arange(1, d + 1) ** -0.5

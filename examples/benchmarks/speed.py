@@ -2,12 +2,12 @@
 
     python examples/benchmarks/speed.py [--device cpu|cuda] [--small]
 
-"times ours" says how many times as long the others take; what stands there for a bare product of matrices is the share
-of this machine's multiply limit that ours reaches. "share of peak" is arithmetic that must be done, over the time and
-over what the largest product above achieves in the same precision; a symmetric product counts half. All runs of a
-part go in turn in each repeat; seconds are medians, ratios medians of the repeats' ratios. On CUDA, clocks are events
-on the stream, and scikit-learn stays on the host. Features are made up, with the spectrum of pooled image features;
-images are scikit-learn's handwritten digits, through the bundled EfficientNet-Lite0.
+"times ours" says how many times as long the others take; for a bare product of matrices it is the share of this
+machine's multiply limit that ours reaches. "share of peak" is the necessary arithmetic divided by the time and by the
+speed of the largest product above in the same precision; a symmetric product counts half. All runs of a part take turns
+in each repeat; seconds are medians, ratios medians of the repeats' ratios. On CUDA, clocks are events on the stream,
+and scikit-learn stays on the host. Features are made up, with the spectrum of pooled image features; images are
+scikit-learn's handwritten digits, through the bundled EfficientNet-Lite0.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SIZES = {
 }
 CLASSES = 20
 LOOPED = 60  # episodes that a loop runs; it is scaled up, since all of them cost the same
-CALLS = 100  # of what takes microseconds
+CALLS = 100  # repeats of what takes microseconds
 
 
 class Table:
@@ -61,11 +61,11 @@ class Table:
         work : dict, optional
             Floating-point operations that a run cannot do without, by name.
         dtype : torch.dtype
-            In which they are done.
+            In which these operations are done.
         scale : dict, optional
-            By what the seconds of a run are multiplied.
+            Factors by which the seconds of runs are multiplied, by name.
         repeats : int, optional
-            Other than all parts'.
+            If different from that of all parts.
         """
         seconds = in_turn(runs, repeats or self.repeats, self.device)
         for name, factor in (scale or {}).items():

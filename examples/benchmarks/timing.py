@@ -7,7 +7,7 @@ import torch
 
 
 def in_turn(runs, repeats, device=None):
-    """Return the seconds of each run in each repeat; the first round of all is not counted, for it allocates.
+    """Return the seconds of each run in each repeat; the first round of all is not counted, since it allocates.
 
     On a CUDA device the seconds are those between two events on its stream, so that work that was queued is part of
     them and the host's wait for it is not.

@@ -3,10 +3,10 @@
     python examples/benchmarks/unequal.py [--photos DIR] [--intents FILE ...] [--draws 12] [--output docs/accuracy.md]
 
 The data are those of ``auto_alpha.py``, and texts with a column ``intent`` from tab-separated files. In each draw
-classes get the numbers of examples of a row at random; of their other examples up to 100 are tested on, weighted so
-that classes have the shares that they had in training. Three tables: classes of unequal size beside what else people
-would use; how good the probabilities are, beside logistic regression and scikit-learn's calibration, which refits; and
-what unequal weights cost.
+classes get the numbers of examples of a row at random; up to 100 of their other examples are test data, weighted so
+that classes have the same shares as in training. Three tables: classes of unequal size beside the usual alternatives;
+how good the probabilities are, beside logistic regression and scikit-learn's calibration, which refits; and what
+unequal weights cost.
 """
 
 import argparse
@@ -262,7 +262,7 @@ def weights_table(say, sets, n_draws):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", help="an image folder, one folder a class")
+    parser.add_argument("--photos", help="an image folder, one folder per class")
     parser.add_argument("--intents", nargs="*", default=[], help="tab-separated files with columns text and intent")
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--output", help="append the tables to this Markdown file")

