@@ -101,7 +101,7 @@ class Model:
     alphas: dict = field(default_factory=dict)
 
     def alpha(self, what, shots):
-        """Return alpha for a data set or direction, and a number of examples a class or "full"."""
+        """Return alpha for a data set or direction, and a number of examples per class or "full"."""
         few, gain = self.alphas.get(what, (0.8, 0.0))
         return few + gain * min(100 if shots == "full" else shots, 100) / 100
 
