@@ -4,6 +4,7 @@ A fold is left out by subtracting its moments from those of all rows, so one pas
 eigendecomposition a fold give the held-out error at every strength, exactly as refitting would.
 """
 
+import functools
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -201,12 +202,43 @@ def alpha_path(
     problem = evaluation.problem_of(total)
     solver = problem.settings.solver
     if scoring == "neg_squared_error":
-        scores = -kfold_errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
+        errors = kfold_errors if problem.blocks is None else functools.partial(_errors_of_layers, problem)
+        scores = -errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
     else:
         left_out = [_readouts(problem, total - fold, alphas) for fold in folds]
         with closing(evaluation.features(X)) as stream:
             scores = _score_held_out(stream, problem.classes, y, sample_weight, fold_of, left_out, scoring)
     return AlphaPath(_results(alphas, scores, solver == "ridge"), scoring, n_folds)
+
+
+def _errors_of_layers(problem, folds, alphas, *, solver, intercept):
+    """Return what ``kfold_errors`` does, where each solve scales the layers by the moments that it learns from."""
+    total = sum(folds[1:], start=folds[0])
+    errors = []
+    for fold in folds:
+        train = (total - fold).keep()
+        settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
+        solved = [problem.with_moments(train, setting) for setting in settings]
+        errors.append([_error_of(one.solved.solution, one.scales, train, fold, intercept) for one in solved])
+    return np.array(errors)
+
+
+def _error_of(solution, scales, train, fold, intercept):
+    """Return the mean squared error that weights learnt from ``train`` make on the rows of ``fold``."""
+    train, fold = scales.moments(train), scales.moments(fold)
+    fold = fold.reindexed(np.union1d(train.classes, fold.classes))
+    train, weights = train.reindexed(fold.classes), solution.weights
+    if weights.shape[1] < len(fold.classes):  # a class of the fold that was not learnt
+        at = torch.as_tensor(np.flatnonzero(train.rows), device=weights.device)
+        weights = weights.new_zeros((len(weights), len(fold.classes))).index_copy_(1, at, weights)
+    counts = torch.as_tensor(fold.counts, device=weights.device)
+    shares = torch.as_tensor(train.counts / train.weight * intercept, device=weights.device)
+    origin = train.scatter.mean * intercept
+    codes = torch.eye(len(counts), dtype=counts.dtype, device=counts.device) - shares
+    cross = (fold.class_sums(centred=False) - counts[:, None] * origin).T @ codes
+    spread = fold.scatter.squares(weights) + fold.weight * ((fold.scatter.mean - origin) @ weights).square()
+    total = float(counts @ codes.square().sum(1))
+    return float(total - 2.0 * (weights * cross).sum() + spread.sum()) / fold.weight
 
 
 def _readouts(problem, moments, alphas):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.fingerprints import fingerprint
+from faast_sklearn.backbones.inner import repeated_blocks, statistics_of_maps
 from faast_sklearn.errors import BackboneError, FaastError, shortened
 
 __all__ = [
@@ -179,6 +180,48 @@ class Backbone(ForwardPass):
     @abstractmethod
     def forward(self, batch: Any) -> Any:
         """Return features of shape (batch.size, n_features) on ``self.device``, in the order of the items."""
+
+    def inner_layers(self) -> list[torch.nn.Module]:
+        """Return the inner layers that may be read beside the features, first to last.
+
+        By default the blocks or stages of ``module``, if it has any. Override it where another choice is better; an
+        empty list means that the features are all there is.
+
+        Returns
+        -------
+        list of torch.nn.Module
+            Each runs once in a pass of ``forward``; those that do not are left out.
+        """
+        return repeated_blocks(self.module)
+
+    def pool_layer(self, output: torch.Tensor, batch: Any) -> list[torch.Tensor]:
+        """Reduce what an inner layer gave for a batch to vectors.
+
+        By default mean, maximum and standard deviation over the positions of a feature map (n, c, h, w), and the mean
+        over the tokens of (n, t, d); (n, d) is taken as it is.
+
+        Parameters
+        ----------
+        output : tensor of shape (n, ...)
+        batch : Batch
+            What ``forward`` was given.
+
+        Returns
+        -------
+        list of tensors of shape (n, d)
+            Statistics that are scaled one by one; an empty list if there is nothing to read.
+        """
+        if output.ndim == 4:
+            return statistics_of_maps(output)
+        if output.ndim == 3:
+            return [(output if output.dtype == torch.float64 else output.float()).mean(1)]
+        return [output] if output.ndim == 2 else []
+
+    def any_sample(self) -> Any:
+        """Return a sample that it can read, by which the widths of inner layers are found; None if data must show."""
+        if self.modality == "tensor" or self.n_features is None:
+            return None
+        return "a text of a few words" if self.modality == "text" else np.full((64, 64, 3), 128, np.uint8)
 
     def check(self, output: Any, n: Any) -> None:
         """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""

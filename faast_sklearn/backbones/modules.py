@@ -191,6 +191,10 @@ class ModuleBackbone(Backbone):
         self.remedy = _what_to_pass(module)
         self._probed = False
 
+    def any_sample(self) -> Any:
+        """Return None: a bare module does not say what it reads."""
+        return None
+
     def read(self, sample: Any) -> Any:
         """Turn one sample into a tensor; without ``preprocess`` images are scaled to [0, 1]."""
         if self.modality == "image":

@@ -11,6 +11,7 @@ import torch
 
 from faast_sklearn.backbones.base import as_features, frozen
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
+from faast_sklearn.backbones.inner import repeated_blocks
 from faast_sklearn.errors import BackboneError, UnknownBackboneError
 from faast_sklearn.optional import explain_imports, require
 
@@ -119,6 +120,10 @@ class OpenClipBackbone(ImageBackbone):
     def logit_scale(self) -> Any:
         """Factor between cosine similarities and logits."""
         return math.exp(float(self.module.logit_scale))
+
+    def inner_layers(self) -> list[torch.nn.Module]:
+        """Return the blocks of the image tower."""
+        return repeated_blocks(self.module.visual)
 
     def encode(self, pixels: Any) -> Any:
         """Return the projected features of shape (n, d)."""

@@ -125,6 +125,33 @@ class TimmBackbone(ImageBackbone):
         self.license = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "unknown"
         return self
 
+    def inner_layers(self) -> list[torch.nn.Module]:
+        """Return the stages of timm's own feature information, and what lies between them in a sequence of stages."""
+        names = self._feature_info("module")
+        try:
+            stages = [self.module.get_submodule(str(name)) for name in names]
+        except AttributeError:
+            stages = []
+        parent = self.module.get_submodule(str(names[-1]).rpartition(".")[0]) if stages else None
+        if isinstance(parent, torch.nn.Sequential) and all(isinstance(one, torch.nn.Sequential) for one in parent):
+            return list(parent)
+        return stages or super().inner_layers()
+
+    def pool_layer(self, output: torch.Tensor, batch: Any) -> list[torch.Tensor]:
+        """Reduce an inner layer's output; some transformers put the channels of their maps last."""
+        if (
+            output.ndim == 4
+            and output.shape[1] not in (widths := self._feature_info("num_chs"))
+            and (output.shape[3] in widths)
+        ):
+            output = output.permute(0, 3, 1, 2)
+        return super().pool_layer(output, batch)
+
+    def _feature_info(self, what):
+        infos = getattr(self.module, "feature_info", None)
+        infos = infos.get_dicts() if hasattr(infos, "get_dicts") else infos
+        return [info[what] for info in infos or () if isinstance(info, dict) and what in info]
+
     def encode(self, pixels: Any) -> Any:
         """Return the pooled features of shape (n, n_features)."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)

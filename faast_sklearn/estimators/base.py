@@ -15,6 +15,8 @@ from faast_sklearn.backbones.device import resolve_device, resolve_dtype
 from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.backbones.identity import same_weights, weight_summary
+from faast_sklearn.backbones.layers import with_layers
+from faast_sklearn.backbones.views import with_views
 from faast_sklearn.errors import FaastError, InputError, SavedFileWarning, shortened
 from faast_sklearn.estimators.statistics import FACTS, Statistics
 from faast_sklearn.estimators.turns import changing
@@ -38,7 +40,7 @@ class FrozenBackboneMixin:
     """
 
     # Parameters that decide what samples are turned into, so that statistics of different values do not add up.
-    _decides_statistics: tuple[str, ...] = ("backbone", "dtype")
+    _decides_statistics: tuple[str, ...] = ("backbone", "dtype", "layers", "views")
 
     def _reader(self, X, what, facts, *, normalize=False):
         """Return what turns X into rows of features, for one call.
@@ -61,7 +63,9 @@ class FrozenBackboneMixin:
             return TableReader(name, self.device, dtype, facts, normalize=normalize, report=report)
         in_memory = as_handle(self.backbone).module is not None
         how = {"batch_size": self.batch_size, "cache": getattr(self, "cache", None), "normalize": normalize}
-        opened = self._open_as_saved() if facts else self._open_backbone()
+        if facts:
+            self._open_as_saved()
+        opened = self._open_to_read()
         return BackboneReader(opened, in_memory, name, facts, report=report, **how)
 
     def _check_run_parameters(self):
@@ -79,6 +83,10 @@ class FrozenBackboneMixin:
 
     def _open_backbone(self):
         return as_handle(self.backbone).open(self.device, self.dtype)
+
+    def _open_to_read(self):
+        """Open the backbone as samples are read through it: with inner layers and views."""
+        return with_views(with_layers(self._open_backbone(), self.layers), self.views)
 
     def _open_as_saved(self):
         """Open the backbone; warn, once, if its weights are not those that a saved file was learnt with."""

@@ -11,6 +11,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
 
+from faast_sklearn.backbones.layers import check_layers
+from faast_sklearn.backbones.views import check_views
 from faast_sklearn.errors import InputError, NonFiniteError
 from faast_sklearn.estimators.base import LearningMixin
 from faast_sklearn.estimators.statistics import Statistics
@@ -18,10 +20,11 @@ from faast_sklearn.features.labelled import labelled_samples
 from faast_sklearn.features.readers import in_order
 from faast_sklearn.inputs.labels import check_labels, union_of_labels
 from faast_sklearn.inputs.samples import count_samples, with_labels
+from faast_sklearn.moments.blocks import Blocks
 from faast_sklearn.moments.class_moments import ClassMoments
 from faast_sklearn.moments.collect import collect, recent, refuse_overflow
 from faast_sklearn.persistence.arrays import Labels
-from faast_sklearn.persistence.fields import Integer
+from faast_sklearn.persistence.fields import Boolean, Integer, Listed
 from faast_sklearn.persistence.not_saved import NotSaved
 from faast_sklearn.persistence.saving import Persistent
 from faast_sklearn.readout.class_vectors import check_values, class_values
@@ -65,6 +68,14 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         N0 of the paper: how many examples the zero-shot prediction, by the cosine between features and class
         vectors, is worth. The weight of what was learnt is ``r = N / (N0 + N)``. "auto" takes the N0 of the least
         expected left-out log-loss, from the statistics alone. Without effect on one-hot values.
+    layers : "auto", "last" or int, default="last"
+        What is read of one pass of the backbone: its features ("last"), or after them the pooled outputs of as many
+        inner layers, the last stages of a convolutional network (mean, maximum and deviation over the positions) or
+        blocks of a transformer (mean over the tokens). "auto" reads up to three,
+        and leaves them out again where the statistics say that the last layer alone tells more.
+    views : int, default=1
+        Images: over how many views features are averaged, in ``fit`` and ``predict`` alike, at the cost of one pass
+        each: 2 adds the mirror image, up to 6 small shifts. Not for what a mirror changes, such as digits and texts.
     normalize : bool, default=False
         Scale features to unit L2 norm, as a prior and text values always do.
     fit_intercept : bool, default=True
@@ -152,6 +163,8 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         "n_samples_seen_": Integer(),
         "n_features_in_": Integer(1),
         "_n_features": Integer(1),
+        "_blocks": Listed(Integer(1)),
+        "_settled": Boolean(),
         "feature_names_in_": Labels(sorted=False),
     }
 
@@ -163,6 +176,8 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         alpha: Literal["auto"] | float = "auto",
         values: Any = "onehot",
         prior_strength: float | Literal["auto"] = 0.0,
+        layers: int | Literal["auto", "last"] = "last",
+        views: int = 1,
         normalize: bool = False,
         fit_intercept: bool = True,
         class_weight: dict | Literal["balanced"] | None = None,
@@ -177,6 +192,8 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         self.alpha = alpha
         self.values = values
         self.prior_strength = prior_strength
+        self.layers = layers
+        self.views = views
         self.normalize = normalize
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
@@ -368,7 +385,8 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
             If there are examples of fewer than two classes.
         """
         problem = self._current()
-        return self._answers(X, problem, problem.directions.novelty)
+        problem.directions  # noqa: B018 - said before X is read if there are none
+        return self._answers(X, problem, problem.novelty)
 
     @property
     def coef_(self) -> np.ndarray:
@@ -397,6 +415,12 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         """The condition number of the problem that was solved; None without examples."""
         solution = self._current().solved.solution
         return None if solution is None else solution.condition
+
+    @property
+    def reads_inner_layers_(self) -> bool:
+        """Whether answers follow from inner layers too, or from the last one alone."""
+        factors = self._current().solved.factors
+        return factors is not None and bool((factors > 0).sum() > self._blocks[0])
 
     @property
     def prior_strength_(self) -> float:
@@ -438,8 +462,9 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         declared = np.unique(check_labels(names, "y"))
         width = reader.facts.get("_n_features", reader.facts.get("n_features_in_"))
         facts = reader.facts
-        if width is None:
-            width = self._class_values(declared).vectors.shape[1]
+        if width is None:  # a model in memory may not say
+            width = getattr(getattr(reader, "backbone", None), "n_features", None)
+            width = self._class_values(declared).vectors.shape[1] if width is None else width
             facts = {**facts, "n_features_in_": width, "_n_features": width}
         return Statistics(ClassMoments.empty(width), {"device_": str(reader.device), **facts}, declared)
 
@@ -466,14 +491,23 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         classes = union_of_labels(moments.classes, declared)
         values = self._class_values(classes)
         if values is not None and (self.prior_strength != 0.0 or not moments.n_rows):
-            width = moments.n_features
+            width = statistics.facts.get("_blocks", (moments.n_features,))[0]
             if values.vectors.shape[1] != width:
                 raise InputError(
                     f"a prior compares features with values, but there are {width} features and the values are "
                     f"{values.vectors.shape[1]} long; use prior_strength=0, or values in the space of the features."
                 )
-        settings = Settings(self.solver, self.alpha, self.fit_intercept, self._learns_unit_rows(), self.prior_strength)
-        problem = ReadoutProblem(moments, classes, settings, values)
+        settings = Settings(
+            self.solver,
+            self.alpha,
+            self.fit_intercept,
+            self._learns_unit_rows(),
+            self.prior_strength,
+            isinstance(self.layers, str),
+        )
+        facts = statistics.facts
+        blocks = Blocks(facts["_blocks"], facts["_settled"]) if "_blocks" in facts else None
+        problem = ReadoutProblem(moments, classes, settings, values, blocks)
         state = {"_problem": problem, "classes_": classes, "n_samples_seen_": moments.n_rows, "_declared": declared}
         # Ready features stay where they are.
         return state if self.backbone is not None else {**state, "device_": str(moments.scatter.device)}
@@ -532,6 +566,8 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
         if not (isinstance(strength, str) and strength == "auto") and not (number and 0 <= strength < np.inf):
             raise ValueError(f"prior_strength must be 'auto' or a finite number of at least 0, got {strength!r}.")
+        check_layers(self.layers)
+        check_views(self.views)
         if not isinstance(self.normalize, (bool, np.bool_)):
             raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
         if not isinstance(self.fit_intercept, (bool, np.bool_)):

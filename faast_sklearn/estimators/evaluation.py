@@ -67,6 +67,12 @@ class Evaluation:
         """Whether classes stand for vectors or texts, which are the backbone's."""
         return self._estimator._has_values()
 
+    def reads_layers(self) -> bool:
+        """Whether inner layers of the backbone are read, whose widths each solve has to know."""
+        if self._estimator.backbone is None:
+            return False
+        return bool(getattr(self._estimator._open_to_read(), "blocks", ()) != ())
+
     def _reader(self, X):
         normalize = self._estimator._learns_unit_rows()
         return self._estimator._reader(X, "features", self._facts, normalize=normalize)

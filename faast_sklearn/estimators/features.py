@@ -9,6 +9,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.exceptions import NotFittedError
 
 from faast_sklearn.backbones.handle import as_handle
+from faast_sklearn.backbones.layers import check_layers
+from faast_sklearn.backbones.views import check_views
 from faast_sklearn.errors import InputError
 from faast_sklearn.estimators.base import FrozenBackboneMixin
 from faast_sklearn.estimators.statistics import FACTS
@@ -34,6 +36,14 @@ class BackboneFeatures(
     backbone : str, path, handle, torch.nn.Module or (module, preprocess)
         ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, a local folder, a handle made with
         :func:`~faast_sklearn.backbone`, or a module in memory. See :func:`~faast_sklearn.list_backbones`.
+    layers : "auto", "last" or int, default="last"
+        What is read of one pass of the backbone: its features ("last"), or after them the pooled outputs of as many
+        inner layers, the last stages of a convolutional network (mean, maximum and deviation over the positions) or
+        blocks of a transformer (mean over the tokens). "auto" reads up to three. Layers
+        come as they are; :class:`~faast_sklearn.FaastClassifier` scales them against each other.
+    views : int, default=1
+        Images: over how many views features are averaged, in ``fit`` and ``predict`` alike, at the cost of one pass
+        each: 2 adds the mirror image, up to 6 small shifts. Not for what a mirror changes, such as digits and texts.
     normalize : bool, default=False
         Scale features to unit L2 norm.
     batch_size : int or "auto", default="auto"
@@ -81,6 +91,8 @@ class BackboneFeatures(
         self,
         backbone: Any,
         *,
+        layers: int | Literal["auto", "last"] = "last",
+        views: int = 1,
         normalize: bool = False,
         batch_size: int | Literal["auto"] = "auto",
         device: Any = None,
@@ -89,6 +101,8 @@ class BackboneFeatures(
         verbose: int = 0,
     ) -> None:
         self.backbone = backbone
+        self.layers = layers
+        self.views = views
         self.normalize = normalize
         self.batch_size = batch_size
         self.device = device
@@ -187,6 +201,8 @@ class BackboneFeatures(
 
     def _check_params(self):
         as_handle(self.backbone)  # without one there are no features
+        check_layers(self.layers)
+        check_views(self.views)
         if not isinstance(self.normalize, (bool, np.bool_)):
             raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
 

@@ -71,8 +71,8 @@ class _CallReader:
     def __exit__(self, *error):
         self._report.__exit__(*error)
 
-    def _scaled(self, rows):
-        return unit_rows(rows) if self._normalize else rows
+    def _scaled(self, rows, widths=()):
+        return unit_rows(rows, widths) if self._normalize else rows
 
 
 class TableReader(_CallReader):
@@ -177,6 +177,8 @@ class BackboneReader(_CallReader):
     def facts(self) -> Any:
         """What is known of the samples; where X is a table its own columns count, as everywhere in scikit-learn."""
         facts = {**self._facts, "device_": str(self.device)}
+        if self._widths:
+            facts.update(_blocks=self._widths, _settled=self.backbone.settled)
         if "_n_features" in facts:
             facts.setdefault("n_features_in_", facts["_n_features"])
         return facts
@@ -209,7 +211,15 @@ class BackboneReader(_CallReader):
             refuse_non_finite(X, self._name)
         elif self.backbone.modality == "tensor" and isinstance(X, torch.Tensor) and X.ndim == 2:
             check_columns(X.shape[1], self._facts, self._name)
-        return as_samples(X, self.backbone.modality)
+        samples = as_samples(X, self.backbone.modality)
+        if getattr(self.backbone, "blocks", ()) is None and len(samples):
+            # Which inner layers there are must be known also where all features come from a cache.
+            self.backbone.forward(self.backbone.collate([self.backbone.read(samples[0])]))
+        return samples
+
+    @property
+    def _widths(self):
+        return getattr(self.backbone, "blocks", None) or ()
 
     def stream(self, samples: Any) -> Iterator[Any]:
         """Yield positions and features batch by batch, on the device where moments are kept."""
@@ -222,7 +232,7 @@ class BackboneReader(_CallReader):
         with closing(stream):
             for positions, rows in stream:
                 self.check_width(rows.shape[1])
-                yield positions, self._scaled(rows.to(device))
+                yield positions, self._scaled(rows.to(device), self._widths)
 
     def digest(self, samples: Any) -> Any:
         """Return a digest of samples and backbone, and of how features are scaled and where."""

@@ -162,11 +162,12 @@ def _scores(estimator, X, y, episodes, n_jobs):
         estimator = estimator[0]
     if isinstance(estimator, FaastClassifier):
         evaluation = Evaluation(estimator, partial=False)
-        if _is_plain(estimator):
+        if _is_plain(estimator) and not evaluation.reads_layers():
             settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "normalize", "fit_intercept")}
             return solve_episodes(_unscaled(estimator, X), episodes, **settings)
-        if estimator.backbone is not None and evaluation.uses_values():
-            # Class names and the scale of logits are the backbone's, so it must stay; a cache sees each sample once.
+        if estimator.backbone is not None and (evaluation.uses_values() or evaluation.reads_layers()):
+            # Class names, the scale of logits and the widths of layers are the backbone's, so it must stay; a cache
+            # sees each sample once.
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)
         elif estimator.backbone is not None:
             X, estimator = _unscaled(estimator, X), clone(estimator).set_params(backbone=None, cache=None)

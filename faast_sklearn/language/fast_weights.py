@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from faast_sklearn.backbones.base import uncompiled
+from faast_sklearn.backbones.hooks import hooked
 from faast_sklearn.errors import BackboneError
-from faast_sklearn.language.hooks import hooked
 from faast_sklearn.persistence.arrays import Array
 from faast_sklearn.persistence.fields import Integer, Listed, Maybe, OneOf
 from faast_sklearn.persistence.state import Stateful
@@ -117,7 +117,7 @@ class FastWeights(Stateful):
         return flat.view(raw.shape)
 
     def hooks(self, lm: Any) -> Any:
-        """Return what :func:`~faast_sklearn.language.hooks.hooked` takes: hooks before and after modules."""
+        """Return what :func:`~faast_sklearn.backbones.hooks.hooked` takes: hooks before and after modules."""
         before, after = [(lm.layers[m.layer], _adding(m.update)) for m in self.middle], []
         if self.target == "embedding" and self.update is not None:
             before.append((lm.final_norm, self.adapt))
@@ -135,7 +135,7 @@ class FastWeights(Stateful):
         ----------
         lm : LanguageModel
         private : bool, default=False
-            See :func:`~faast_sklearn.language.hooks.hooked`.
+            See :func:`~faast_sklearn.backbones.hooks.hooked`.
         """
         try:
             # What was compiled before has no hooks in it, and what is compiled now would keep them.

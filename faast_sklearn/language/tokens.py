@@ -7,8 +7,8 @@ import torch
 
 from faast_sklearn.backbones.base import frozen
 from faast_sklearn.backbones.device import moments_device
+from faast_sklearn.backbones.hooks import hooked
 from faast_sklearn.errors import BackboneError, InputError
-from faast_sklearn.language.hooks import hooked
 from faast_sklearn.language.moments import TokenMoments
 from faast_sklearn.moments.cross_moments import CrossMoments
 from faast_sklearn.moments.scatter import Scatter

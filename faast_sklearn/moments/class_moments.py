@@ -343,6 +343,10 @@ class ClassMoments(Stateful):
         """Return the statistics of the first ``d`` features alone."""
         return self._with(self._means[:, :d], self.scatter.leading(d))
 
+    def scaled_features(self, factors: Any) -> "ClassMoments":
+        """Return the statistics of features that are multiplied by ``factors``, a tensor of shape (d,)."""
+        return self._with(self._means * factors, self.scatter.scaled_features(factors))
+
     def _with(self, means, scatter):
         return ClassMoments(self.classes, self.counts, self.rows, self.mean_weights, means, scatter)
 

@@ -189,6 +189,11 @@ class Scatter(Stateful):
         dense = None if self._dense is None else self._dense[:d, :d]
         return Scatter(self.weight, self.mean[:d], dense, [f[:, :d] for f in self._factors])._folded()
 
+    def scaled_features(self, factors: Any) -> "Scatter":
+        """Return the statistics of features that are multiplied by ``factors``, a tensor of shape (d,)."""
+        dense = None if self._dense is None else self._dense * factors * factors[:, None]
+        return Scatter(self.weight, self.mean * factors, dense, [f * factors for f in self._factors])
+
     def significant(self) -> "Scatter":
         """Return the scatter with features that vary by rounding alone (4 units of their mean) set to constant."""
         variances = self.variances()

@@ -11,6 +11,8 @@ _GONE: dict[str, dict[str, Any]] = {
     "FaastClassifier": {"expansion": None, "n_passes": 1, "prompt_template": "auto"},
     "FaastSeq2Seq": {"n_passes": 1, "generation_config": None},
 }
+# Estimators that have learnt to read inner layers since.
+_LAST_LAYER = ("FaastClassifier", "BackboneFeatures")
 
 
 def as_of_today(kind: str, node: Any) -> dict:
@@ -34,7 +36,12 @@ def as_of_today(kind: str, node: Any) -> dict:
     """
     parameters, state = node["parameters"], node["state"]
     gone = _GONE.get(kind, {})
-    if not isinstance(parameters, dict) or not parameters.keys() & gone.keys():
+    if not isinstance(parameters, dict):
+        return node
+    if kind in _LAST_LAYER and "layers" not in parameters:
+        node = _of_one_layer(kind, node)
+        parameters, state = node["parameters"], node["state"]
+    if not parameters.keys() & gone.keys():
         return node
     for name, unused in gone.items():
         if parameters.get(name, unused) != unused:
@@ -56,6 +63,19 @@ def as_of_today(kind: str, node: Any) -> dict:
     return {**node, "parameters": parameters, "state": state}
 
 
+def _of_one_layer(kind, node):
+    """Say of an estimator that knew nothing of inner layers that it reads the last one alone."""
+    state = node["state"]
+    if kind == "FaastClassifier" and isinstance(state, dict) and isinstance(state.get("_problem"), dict):
+        problem = {"blocks": None, **state["_problem"]}
+        if isinstance(problem.get("settings"), dict):
+            problem["settings"] = {"choose_layers": True, **problem["settings"]}
+        if isinstance(problem.get("solved"), dict):
+            problem["solved"] = {"factors": None, **problem["solved"]}
+        state = {**state, "_problem": problem}
+    return {**node, "parameters": {**node["parameters"], "layers": "last", "views": 1}, "state": state}
+
+
 def _one_feature_map(state):
     """Take the moments out of the mapping of feature maps in which earlier files kept them."""
     state = {name: value for name, value in state.items() if name != "n_passes_"}
@@ -66,9 +86,10 @@ def _one_feature_map(state):
     if "moments" in learnt:
         ((used, learnt),) = learnt["moments"]
     if fitted is not None:
-        fitted = {name: value for name, value in fitted.items() if name != "map"}
+        fitted = {"factors": None} | {name: value for name, value in fitted.items() if name != "map"}
     settings["unit_rows"] = used["normalize"]
-    problem = {"classes": compiled["classes"], "settings": settings, "values": compiled["values"]}
+    settings["choose_layers"] = True
+    problem = {"blocks": None, "classes": compiled["classes"], "settings": settings, "values": compiled["values"]}
     state["_problem"] = {**problem, "moments": learnt, "solved": fitted}
     return state
 

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
+from faast_sklearn.moments.blocks import Blocks
 from faast_sklearn.moments.class_moments import ClassMoments
-from faast_sklearn.persistence.arrays import Labels
+from faast_sklearn.persistence.arrays import Array, Labels
 from faast_sklearn.persistence.fields import Boolean, Maybe, Number, OneOf
 from faast_sklearn.persistence.not_saved import NotSaved, OrNotSaved
 from faast_sklearn.persistence.state import Stateful, require
 from faast_sklearn.readout.class_vectors import ClassValues
+from faast_sklearn.readout.layers import FeatureScales, scaled_moments, solve_layers
 from faast_sklearn.readout.linear import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.readout.novelty import ClassDirections
 from faast_sklearn.readout.zero_shot import choose_prior_strength, mixed_readout, value_readout, zero_shot_readout
@@ -26,13 +28,17 @@ __all__ = ["ReadoutProblem", "Settings", "SolvedReadout"]
 
 @dataclass(frozen=True)
 class Settings(Stateful):
-    """The parameters of an estimator that the solve depends on; ``unit_rows``: moments are of rows of unit length."""
+    """The parameters of an estimator that the solve depends on.
+
+    ``unit_rows``: moments are of rows of unit length. ``choose_layers``: inner layers may be left out.
+    """
 
     solver: str = "ridge"
     alpha: float | str = "auto"
     intercept: bool = True
     unit_rows: bool = False
     prior_strength: float | str = 0.0
+    choose_layers: bool = True
 
     _state: ClassVar = {
         "solver": OneOf("ridge", "pinv"),
@@ -40,6 +46,7 @@ class Settings(Stateful):
         "intercept": Boolean(),
         "unit_rows": Boolean(),
         "prior_strength": OneOf("auto", fields=(Number(0),)),
+        "choose_layers": Boolean(),
     }
 
 
@@ -55,16 +62,20 @@ class SolvedReadout(Stateful):
         One column for each class.
     prior_strength : float
         The one that was used.
+    factors : torch.Tensor of shape (d,), optional
+        By which features were multiplied before the solve; zero for those of layers that are not read.
     """
 
     solution: Solution | None
     readout: LinearReadout
     prior_strength: float
+    factors: Any = None
 
     _state: ClassVar = {
         "solution": Maybe(Solution.record()),
         "readout": LinearReadout.record(),
         "prior_strength": Number(0, infinite=True),
+        "factors": Maybe(Array("d", least=0)),
     }
 
 
@@ -81,9 +92,12 @@ class ReadoutProblem(Stateful):
     settings : Settings
     values : ClassValues, optional
         Of ``classes``; None for one-hot codes.
+    blocks : Blocks, optional
+        Widths of the layers that features are of; None where there is one.
     """
 
     _state: ClassVar = {
+        "blocks": Maybe(Blocks.record()),
         "classes": Labels(),
         "settings": Settings.record(),
         "values": Maybe(ClassValues.record()),
@@ -97,10 +111,11 @@ class ReadoutProblem(Stateful):
         classes: np.ndarray,
         settings: "Settings",
         values: "ClassValues | None" = None,
+        blocks: "Blocks | None" = None,
         solved: Any = None,
     ) -> None:
         self.moments, self.classes = moments, classes
-        self.settings, self.values = settings, values
+        self.settings, self.values, self.blocks = settings, values, blocks
         self._solved = solved
         self._directions: ClassDirections | None = None
         self._lock = threading.Lock()
@@ -120,7 +135,7 @@ class ReadoutProblem(Stateful):
 
     @property
     def directions(self) -> Any:
-        """The class directions that novelty is measured against."""
+        """The class directions that novelty of rows of ``scales.rows`` is measured against."""
         solution = self.solved.solution
         if len(self.moments.classes) < 2:
             raise NotFittedError(
@@ -129,18 +144,29 @@ class ReadoutProblem(Stateful):
         with self._lock:
             if self._directions is None:
                 ridge = self.settings.solver == "ridge"
-                self._directions = ClassDirections(self.moments, solution.alpha if ridge else None)
+                moments = scaled_moments(self.moments, self.scales)
+                self._directions = ClassDirections(moments, solution.alpha if ridge else None)
             return self._directions
+
+    @property
+    def scales(self) -> FeatureScales:
+        """How features were scaled before the solve."""
+        return FeatureScales(self._solved.factors)
+
+    def novelty(self, X: Any) -> Any:
+        """Return the novelty of rows of features (n, d): an array of shape (n,) of their own kind."""
+        directions = self.directions
+        return directions.novelty(self.scales.rows(X))
 
     def with_moments(self, moments: Any, settings: Any) -> Any:
         """Return the problem of other moments and settings, for the same classes and values."""
-        return ReadoutProblem(moments, self.classes, settings, self.values)
+        return ReadoutProblem(moments, self.classes, settings, self.values, self.blocks)
 
     def without_moments(self) -> Any:
         """Return the same, solved and as small as what it takes to predict."""
-        solved = SolvedReadout(None, self.solved.readout, self.solved.prior_strength)
+        solved = SolvedReadout(None, self.solved.readout, self.solved.prior_strength, self.solved.factors)
         nothing = NotSaved(self.moments.n_samples if isinstance(self.moments, NotSaved) else self.moments.n_rows)
-        return ReadoutProblem(nothing, self.classes, self.settings, self.values, solved)
+        return ReadoutProblem(nothing, self.classes, self.settings, self.values, self.blocks, solved)
 
     def _solve(self):
         moments, settings, values = self.moments, self.settings, self.values
@@ -150,7 +176,14 @@ class ReadoutProblem(Stateful):
                     "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
                 )
             return SolvedReadout(None, zero_shot_readout(values, moments.n_features), np.inf)
-        solution = fast_weights(moments, solver=settings.solver, alpha=settings.alpha, intercept=settings.intercept)
+        how = {"solver": settings.solver, "alpha": settings.alpha, "intercept": settings.intercept}
+        moments, solution, scales = solve_layers(
+            moments,
+            self.blocks,
+            lambda scaled: fast_weights(scaled, **how),
+            choose=settings.choose_layers,
+            intercept=settings.intercept,
+        )
         warn_if_ill_conditioned(
             solution.condition,
             moments.scatter,
@@ -170,13 +203,14 @@ class ReadoutProblem(Stateful):
         else:
             learned = score_readout(solution, moments, settings.intercept)
         if values is None:
-            return SolvedReadout(solution, self._spread(learned, moments.classes), 0.0)
+            readout = scales.unscaled(self._spread(learned, moments.classes))
+            return SolvedReadout(solution, readout, 0.0, scales.factors)
         shares = discriminant and settings.prior_strength != 0.0
         strength = settings.prior_strength
         if strength == "auto":
             strength = choose_prior_strength(learned, moments, values, seen, shares)
-        readout = mixed_readout(learned, moments, values, seen, strength, shares)
-        return SolvedReadout(solution, readout, float(strength))
+        readout = scales.unscaled(mixed_readout(learned, moments, values, seen, strength, shares))
+        return SolvedReadout(solution, readout, float(strength), scales.factors)
 
     def _spread(self, readout, seen):
         """Give classes that were declared but never seen a score of minus infinity."""
@@ -190,11 +224,11 @@ class ReadoutProblem(Stateful):
 
     # Directions are as large as the moments and as quick to make again, so that no file or pickle holds them.
     def _stated(self):
-        parts = {name: getattr(self, name) for name in ("classes", "settings", "values", "moments")}
+        parts = {name: getattr(self, name) for name in ("blocks", "classes", "settings", "values", "moments")}
         return SimpleNamespace(**parts, solved=self._solved)
 
     @classmethod
-    def _from_state(cls, classes, settings, values, moments, solved):
+    def _from_state(cls, blocks, classes, settings, values, moments, solved):
         left_out = isinstance(moments, NotSaved)
         require(left_out or np.isin(moments.classes, classes).all(), "moments have classes that are not listed")
         require(values is None or len(values.vectors) == len(classes), "there are not as many values as classes")
@@ -204,8 +238,10 @@ class ReadoutProblem(Stateful):
         if solved is not None and not left_out:
             width, solution = moments.n_features, solved.solution
             require(solved.readout.coef.shape[1] == width, "weights and moments have other numbers of features")
-            require(solution is None or len(solution.weights) == width, "the solution is of another width")
-        return cls(moments, classes, settings, values, solved)
+            n_read = width if solved.factors is None else int((solved.factors > 0).sum())
+            require(solution is None or n_read <= len(solution.weights) <= width, "the solution is of another width")
+        require(blocks is None or left_out or sum(blocks.widths) == moments.n_features, "blocks are of another width")
+        return cls(moments, classes, settings, values, blocks, solved)
 
     def __deepcopy__(self, memo):
         return self  # nothing in it changes after the solve

@@ -1,5 +1,6 @@
 """The strength of a filter by generalised cross-validation, from the statistics alone."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,32 @@ def gcv_pinv(
     cutoffs = as_column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
     scores, _ = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, pinv_filter, cutoffs)
     return _least(alphas, scores, strong=0), scores
+
+
+def gcv_error(solution: Any, moments: Any, *, intercept: bool = True) -> float:
+    """Return the generalised cross-validation error of weights that were solved for one-hot targets.
+
+    Parameters
+    ----------
+    solution : Solution
+    moments : ClassMoments
+        What it was computed from.
+    intercept : bool, default=True
+        Whether keys and targets were centred.
+
+    Returns
+    -------
+    float
+        Comparable between features of the same samples; infinite close to interpolation, where it means nothing.
+    """
+    weight, n = moments.weight, moments.n_samples
+    total = float(weight - intercept * (moments.counts * (moments.counts / weight)).sum())
+    scatter = moments.scatter if intercept else moments.scatter.about_origin()
+    explained = 2.0 * (solution.weights * moments.class_sums(centred=intercept).T).sum()
+    rss = float(total - explained + scatter.squares(solution.weights).sum())
+    if residual_share(solution.df, n, moments.n_rows) < 1.0 - _MOST_DF:
+        return math.inf
+    return max(rss, 0.0) / n / residual_share(solution.df + intercept, n, moments.n_rows) ** 2
 
 
 def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, strengths):

@@ -75,7 +75,7 @@ def test_normalized_features_have_unit_norm():
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_classifier_with_a_backbone_is_a_pipeline_of_both(images, normalize):
     y = np.arange(12) % 3
-    one = FaastClassifier(IMAGES, device="cpu", alpha=1.0, normalize=normalize).fit(images, y)
+    one = FaastClassifier(IMAGES, device="cpu", layers="last", alpha=1.0, normalize=normalize).fit(images, y)
     two = make_pipeline(BackboneFeatures(IMAGES, device="cpu", normalize=normalize), FaastClassifier(alpha=1.0))
     two.fit(images, y)
     np.testing.assert_allclose(one.coef_, two[-1].coef_, rtol=0, atol=1e-5 * np.abs(one.coef_).max())

@@ -324,7 +324,7 @@ def test_class_values_keep_the_backbone_and_encode_once(kind, tiny_folder):
     cache = FeatureCache()
     clf = FaastClassifier(tiny_folder("clip"), values=values, prior_strength=3.0, cache=cache)
     if kind == "array":
-        width = FaastClassifier(tiny_folder("clip")).fit(X, y).n_features_in_
+        width = BackboneFeatures(tiny_folder("clip")).fit(X).n_features_out_
         clf.set_params(values=rng.standard_normal((3, width)))
     result = few_shot_score(clf, X, y, n_way=3, n_shot=2, n_query=3, n_episodes=4, random_state=0)
     drawn = sample_episodes(y, n_way=3, n_shot=2, n_query=3, n_episodes=4, random_state=0)

@@ -49,6 +49,9 @@ NO_VERBOSITY = refused("loud", -1, None, [], "0", float("nan"), says="verbose mu
 NO_ALPHA = ["best", -1.0, float("nan"), float("inf"), None, True, [1.0], 1j]
 NO_COUNT = [0, -1, 1.5, "two", True, None]
 
+NO_LAYERS = refused("first", 0, -1, 1.0, None, True, [2], says="layers must be 'auto', 'last' or a positive integer")
+NO_VIEWS = refused("auto", 0, 7, 2.0, None, True, [2], says="views must be an integer from 1 to 6")
+
 CLASSIFIER_PARAMETERS = {
     "backbone": NO_BACKBONE,
     "solver": refused("svd", None, 3, ["ridge"], np.array(["ridge"] * 2), says="solver must be 'ridge' or 'pinv'"),
@@ -67,6 +70,8 @@ CLASSIFIER_PARAMETERS = {
     "prior_strength": refused(
         "much", -1.0, float("nan"), float("inf"), None, True, [1], says="prior_strength must be 'auto' or a finite"
     ),
+    "layers": NO_LAYERS,
+    "views": NO_VIEWS,
     "normalize": refused("l1", "auto", None, 2, [True], says="normalize must be True or False"),
     "fit_intercept": refused("yes", None, 3, [], np.array([True, False]), says="fit_intercept must be True or False"),
     "class_weight": [
@@ -83,6 +88,8 @@ CLASSIFIER_PARAMETERS = {
 
 FEATURES_PARAMETERS = {
     "backbone": [*NO_BACKBONE, *no_kind_of_backbone(None)],
+    "layers": NO_LAYERS,
+    "views": NO_VIEWS,
     "normalize": refused("l1", "auto", None, 2, [True], says="normalize must be True or False"),
     "batch_size": NO_BATCH_SIZE,
     "device": NO_DEVICE,

@@ -14,6 +14,7 @@ from faast_sklearn.readout.class_vectors import class_values
 from faast_sklearn.readout.zero_shot import prior_weight
 
 PAPER = {
+    "layers": "last",
     "device": "cpu",
     "solver": "pinv",
     "alpha": 0.8,

@@ -288,11 +288,26 @@ class TextBackbone(Backbone):
             raise BackboneError(
                 f"{type(self.module).__name__} gives no token states to pool; take the model inside of it, or another."
             )
-        mask = inputs["attention_mask"]
-        if self._unpooled:
-            mask = mask.clone()
-            mask[:, : self._unpooled] = 0
-        return pool(hidden, mask, self.pooling)
+        return pool(hidden, self._pooled(inputs["attention_mask"]), self.pooling)
+
+    def _pooled(self, mask):
+        """Return the mask of the tokens that are pooled: those of a prompt may not be."""
+        if not self._unpooled:
+            return mask
+        mask = mask.clone()
+        mask[:, : self._unpooled] = 0
+        return mask
+
+    def inner_layers(self) -> list[torch.nn.Module]:
+        """Return the blocks of the text model; none of a model that reads padding, whose texts run length by length."""
+        return [] if self._alone else super().inner_layers()
+
+    def pool_layer(self, output: torch.Tensor, batch: Any) -> list[torch.Tensor]:
+        """Return the mean over the real tokens of a text."""
+        mask = batch.inputs["attention_mask"]
+        if output.ndim != 3 or output.shape[:2] != mask.shape:
+            return []
+        return [pool(output, self._pooled(mask.to(output.device, non_blocking=True)), "mean")]
 
     def embed_text(self, texts: list) -> torch.Tensor:
         """Encode a short list of texts, such as class names.

@@ -8,6 +8,7 @@ import torch
 from faast_sklearn.backbones.base import Batch, as_features, frozen
 from faast_sklearn.backbones.image_reading import read_image, rounded
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
+from faast_sklearn.backbones.inner import repeated_blocks
 from faast_sklearn.backbones.timm import transform_from_config
 from faast_sklearn.backbones.transformers.text import TextBackbone, hidden_state
 from faast_sklearn.errors import BackboneError
@@ -183,6 +184,10 @@ def _projected(output):
 class TextTower(TextBackbone):
     """The text tower of a dual encoder: projected features of short texts."""
 
+    def inner_layers(self) -> list[torch.nn.Module]:
+        """Return the blocks of the text tower."""
+        return repeated_blocks(getattr(self.module, "text_model", self.module))
+
     def encode(self, inputs: Any) -> Any:
         """Return the projected features of shape (n, d)."""
         if "siglip" in self.module.config.model_type:
@@ -236,6 +241,10 @@ class DualBackbone(_EitherReader):
     def encode(self, inputs: Any) -> Any:
         """Return the projected features of shape (n, d)."""
         return _projected(self.module.get_image_features(**inputs))
+
+    def inner_layers(self) -> list[torch.nn.Module]:
+        """Return the blocks of the image tower."""
+        return repeated_blocks(getattr(self.module, "vision_model", self.module))
 
     def embed_text(self, texts: list) -> torch.Tensor:
         """Encode a short list of texts, such as class names, into the space of the image features.

@@ -34,7 +34,7 @@ def hooked(before: Any = (), after: Any = (), *, private: bool = True) -> Iterat
     Examples
     --------
     >>> import torch
-    >>> from faast_sklearn.language.hooks import hooked
+    >>> from faast_sklearn.backbones.hooks import hooked
     >>> double = torch.nn.Identity()
     >>> with hooked([(double, lambda x: 2 * x)]):
     ...     double(torch.ones(1))

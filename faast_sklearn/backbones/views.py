@@ -1,0 +1,150 @@
+"""An image seen from several sides: features averaged over its mirror image and small shifts."""
+
+import numbers
+from typing import Any
+
+import torch
+
+from faast_sklearn.backbones.base import Backbone, Batch
+from faast_sklearn.backbones.memo import remembered
+from faast_sklearn.errors import BackboneError, InputError, shortened
+
+__all__ = ["ViewedBackbone", "check_views", "view", "with_views"]
+
+# Whether mirrored, and the shift to the right and down in eighths of the sides.
+_VIEWS = ((False, 0, 0), (True, 0, 0), (False, 1, 1), (True, -1, 1), (False, -1, -1), (True, 1, -1))
+
+
+def check_views(views: Any) -> None:
+    """Raise ValueError unless ``views`` is an integer from 1 to 6.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones.views import check_views
+    >>> check_views(7)
+    Traceback (most recent call last):
+    ...
+    ValueError: views must be an integer from 1 to 6, got 7.
+    """
+    number = isinstance(views, numbers.Integral) and not isinstance(views, bool)
+    if not number or not 1 <= views <= len(_VIEWS):
+        raise ValueError(f"views must be an integer from 1 to {len(_VIEWS)}, got {shortened(views)}.")
+
+
+def view(image: torch.Tensor, which: int) -> torch.Tensor:
+    """Return one view of an image.
+
+    Parameters
+    ----------
+    image : tensor of shape (..., h, w)
+    which : int
+        0 the image itself, 1 its mirror image, 2 to 5 the same by turns, shifted by an eighth along both sides;
+        pixels at the edge are repeated.
+
+    Returns
+    -------
+    tensor of shape (..., h, w)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from faast_sklearn.backbones.views import view
+    >>> view(torch.arange(8.0).reshape(1, 1, 8), 1).flatten().tolist()
+    [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    >>> view(torch.arange(8.0).reshape(1, 1, 8), 2).flatten().tolist()
+    [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    """
+    mirrored, right, down = _VIEWS[which]
+    if mirrored:
+        image = image.flip(-1)
+    for axis, eighths in ((-1, right), (-2, down)):
+        size = image.shape[axis]
+        # Not negative: -1 // 8 would be a shift of images that are narrower than eight pixels.
+        shift = (size // 8) * eighths
+        if shift:
+            at = (torch.arange(size, device=image.device) - shift).clamp(0, size - 1)
+            image = image.index_select(axis, at)
+    return image
+
+
+def with_views(opened: Backbone, views: int) -> Backbone:
+    """Return a backbone that averages over views; the same one whenever it is asked for.
+
+    Parameters
+    ----------
+    opened : Backbone
+    views : int
+        How many; with 1 it is ``opened`` itself.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    BackboneError
+        If it does not read images.
+    """
+    if views == 1:
+        return opened
+    if opened.modality != "image":
+        raise BackboneError(f"views={views} is for images, and this backbone reads {opened.modality}s; use views=1.")
+    return remembered(opened, ("views", views), lambda: ViewedBackbone(opened, views))
+
+
+class ViewedBackbone(Backbone):
+    """A backbone whose features are means over views of each image, at the cost of one pass for each view.
+
+    Parameters
+    ----------
+    inner : Backbone
+        Of images; ``read`` returns a tensor of shape (..., h, w).
+    views : int
+    """
+
+    modality = "image"
+
+    def __init__(self, inner: Backbone, views: int) -> None:
+        self.inner, self.views = inner, int(views)
+        for name in ("device", "dtype", "truncation", "default_batch_size", "license", "module"):
+            setattr(self, name, getattr(inner, name))
+        self.settings = (*inner.settings, "views", self.views)
+        self.remedy = getattr(inner, "remedy", "a backbone that reads such")
+
+    @property
+    def n_features(self) -> Any:  # type: ignore[override]
+        """Width of the features."""
+        return self.inner.n_features
+
+    @property
+    def blocks(self) -> Any:
+        """Widths of the layers, where inner ones are read."""
+        return getattr(self.inner, "blocks", ())
+
+    @property
+    def settled(self) -> Any:
+        """Whether inner layers count in full from the first example on."""
+        return getattr(self.inner, "settled", True)
+
+    def read(self, sample: Any) -> Any:
+        """Read one sample as the backbone inside does."""
+        item = self.inner.read(sample)
+        if not isinstance(item, torch.Tensor) or item.ndim < 2:
+            raise InputError(f"views={self.views} need images as tensors (..., h, w), got {type(item).__name__}.")
+        return item
+
+    def collate(self, items: Any) -> Any:
+        """Collate each view of the samples."""
+        batches = [self.inner.collate([view(item, i) for item in items]) for i in range(self.views)]
+        return Batch(batches, len(items))
+
+    def forward(self, batch: Any) -> Any:
+        """Run the backbone on each view; return the means of the features."""
+        total = self.inner.forward(batch.inputs[0])
+        for one in batch.inputs[1:]:
+            total = total + self.inner.forward(one)
+        return total / self.views
+
+    def fingerprint(self) -> str:
+        """Return a digest of the backbone inside and of the views."""
+        return f"{self.inner.fingerprint()} views {self.views}"

@@ -1,0 +1,104 @@
+"""Which layers are read: whether the inner ones tell more than the last alone, by the statistics."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from faast_sklearn.solvers.gcv import gcv_error
+
+__all__ = ["FeatureScales", "scaled_moments", "solve_layers"]
+
+# How much larger the error with inner layers must be before they are left out.
+_CLEARLY = 1.02
+
+
+class FeatureScales:
+    """The factors that features are multiplied by before the solve.
+
+    Parameters
+    ----------
+    factors : torch.Tensor of shape (d,) or None
+        Zero behind the features that are read; None leaves all as they are.
+    """
+
+    def __init__(self, factors: Any = None) -> None:
+        self.factors = factors
+        self._width = None if factors is None else int(factors.nonzero().max()) + 1 if bool(factors.any()) else 1
+
+    def moments(self, moments: Any) -> Any:
+        """Return moments of the scaled features, without those that are not read."""
+        if self.factors is None:
+            return moments
+        return moments.leading(self._width).scaled_features(self.factors[: self._width].to(moments.scatter.device))
+
+    def rows(self, X: Any) -> Any:
+        """Return scaled rows in float64, without the features that are not read."""
+        if self.factors is None:
+            return X
+        factors = self.factors[: self._width]
+        if isinstance(X, np.ndarray):
+            return X[:, : self._width] * factors.cpu().numpy()
+        return X[:, : self._width].to(torch.float64) * factors.to(X.device)
+
+    def unscaled(self, readout: Any) -> Any:
+        """Return the readout of unscaled features that gives the same scores."""
+        if self.factors is None:
+            return readout
+        coef = np.zeros((len(readout.coef), len(self.factors)))
+        coef[:, : self._width] = readout.coef * self.factors[: self._width].cpu().numpy()
+        return replace(readout, coef=coef)
+
+
+def solve_layers(moments: Any, blocks: Any, solve: Any, *, choose: bool, intercept: bool) -> tuple:
+    """Solve with the inner layers and, to compare, with the last one alone.
+
+    The last layer alone is read if its generalised cross-validation error is clearly less, by 2 %. Over photographs,
+    digits and intents at 1 to 64 examples per class, inner layers gained wherever their error was less.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+    blocks : Blocks or None
+        None where there are no inner layers.
+    solve : callable
+        From moments to a Solution.
+    choose : bool
+        Whether the last layer alone may be taken.
+    intercept : bool
+        Whether ``solve`` centres.
+
+    Returns
+    -------
+    (ClassMoments, Solution, FeatureScales)
+        Moments of the scaled features that are read, their solution, and how they were scaled. Two solves, of which
+        that of the last layer is the cheaper.
+    """
+    if blocks is None:
+        return moments, solve(moments), FeatureScales()
+    factors = blocks.scales(moments)
+    candidates = [factors]
+    if choose and len(moments.classes) > 1:
+        last = torch.zeros_like(factors)
+        last[: blocks.n_last] = 1.0
+        candidates.append(last)
+    solved = []
+    for one in candidates:
+        scales = FeatureScales(one)
+        scaled = scaled_moments(moments, scales)
+        solved.append((scaled, solve(scaled), scales))
+    if len(solved) > 1:
+        errors = [gcv_error(solution, scaled, intercept=intercept) for scaled, solution, _ in solved]
+        if errors[0] > _CLEARLY * errors[1]:
+            return solved[1]
+    return solved[0]
+
+
+def scaled_moments(moments: Any, scales: FeatureScales) -> Any:
+    """Return moments of scaled features; they keep their decompositions where these do."""
+    if scales.factors is None:
+        return moments
+    key = ("scaled", scales.factors.cpu().numpy().tobytes())
+    made = moments.once(key, lambda: scales.moments(moments))
+    return made.keep() if moments.keeps and not made.keeps else made
