@@ -1,11 +1,12 @@
 """Cross-validation along a path of regularisers from the statistics of the folds.
 
-A fold is left out by subtracting its moments from those of all rows, so one pass over the data and one
-eigendecomposition a fold give the held-out error at every strength, exactly as refitting would.
+The moments of all folds but one follow from those of the folds, so one pass over the data and one eigendecomposition
+per fold give the held-out error at every strength, exactly as refitting would.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -63,9 +64,23 @@ def kfold_errors(
     array([0.21, 0.23, 0.49])
     """
     alphas = np.asarray(alphas, dtype=np.float64)
-    total = sum(folds[1:], start=folds[0])
-    folds = [fold.reindexed(total.classes) for fold in folds]
-    return np.stack([_held_out_errors(total - fold, fold, alphas, solver, intercept) for fold in folds])
+    classes = functools.reduce(np.union1d, [fold.classes for fold in folds])
+    folds = [fold.reindexed(classes) for fold in folds]
+    pairs = zip(_left_out(folds), folds, strict=True)
+    return np.stack([_held_out_errors(train, fold, alphas, solver, intercept) for train, fold in pairs])
+
+
+def _left_out(folds) -> Iterator[Any]:
+    """Yield for each fold the moments of all others."""
+    whole = sum(folds[1:], start=folds[0])
+    if not whole.scatter.is_factored:
+        yield from (whole - fold for fold in folds)
+        return
+    # Few rows stay rows when they are added, so that the solve stays as small as they are; subtracted they are squared.
+    before, after = list(itertools.accumulate(folds)), list(itertools.accumulate(folds[::-1]))[::-1]
+    yield after[1]
+    yield from (before[k - 1] + after[k + 1] for k in range(1, len(folds) - 1))
+    yield before[-2]
 
 
 def _held_out_errors(train, fold, alphas, solver, intercept):
@@ -79,14 +94,7 @@ def _held_out_errors(train, fold, alphas, solver, intercept):
     else:
         f = pinv_filter(values, torch.as_tensor(train.n_samples**-alphas, device=values.device)[:, None])
     learnt = vectors.T @ train.class_sums(centred=intercept).T  # (r, c)
-    counts = torch.as_tensor(fold.counts, device=values.device)
-    shares = torch.as_tensor(train.counts / train.weight * intercept, device=values.device)
-    origin = train.scatter.mean * intercept
-    # The fold's second moments of keys and values about what the others take for zero.
-    codes = torch.eye(len(counts), dtype=counts.dtype, device=counts.device) - shares
-    cross = (fold.class_sums(centred=False) - counts[:, None] * origin).T @ codes
-    total = float(counts @ codes.square().sum(1))
-    shift = fold.scatter.mean - origin
+    cross, total, shift = _about_others(train, fold, intercept)
     explained = f @ (learnt * (vectors.T @ cross)).sum(1)
     a, c = len(alphas), learnt.shape[1]
     if a * c < 2 * len(scatter.mean):
@@ -99,6 +107,19 @@ def _held_out_errors(train, fold, alphas, solver, intercept):
         rotated.addr_(tilt, tilt, alpha=fold.weight)
         quadratic = ((f @ (rotated * (learnt @ learnt.T))) * f).sum(1)
     return ((total - 2.0 * explained + quadratic) / fold.weight).cpu().numpy()
+
+
+def _about_others(train, fold, intercept):
+    """Return a fold's second moments of keys with values (d, c) and of values, and the mean of its keys (d,).
+
+    All are about what the other folds, of the same classes, take for zero.
+    """
+    counts = torch.as_tensor(fold.counts, device=fold.scatter.device)
+    shares = torch.as_tensor(train.counts / train.weight * intercept, device=counts.device)
+    origin = train.scatter.mean * intercept
+    codes = torch.eye(len(counts), dtype=counts.dtype, device=counts.device) - shares
+    cross = (fold.class_sums(centred=False) - counts[:, None] * origin).T @ codes
+    return cross, float(counts @ codes.square().sum(1)), fold.scatter.mean - origin
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,7 @@ def alpha_path(
         Default: 25 from 1e-4 to 100, or from 0.1 to 1.3 with ``solver="pinv"``.
     cv : int or splitter, default=5
         Its test folds must be disjoint and cover all samples (KFold, StratifiedKFold, GroupKFold, ...): a fold is
-        left out by subtraction. An integer means stratified folds.
+        left out of the sums. An integer means stratified folds.
     groups : array-like of shape (n,), optional
         For splitters that need them.
     scoring : {"neg_squared_error", "accuracy", "neg_log_loss"}, default="neg_squared_error"
@@ -205,7 +226,7 @@ def alpha_path(
         errors = kfold_errors if problem.blocks is None else functools.partial(_errors_of_layers, problem)
         scores = -errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
     else:
-        left_out = [_readouts(problem, total - fold, alphas) for fold in folds]
+        left_out = [_readouts(problem, train, alphas) for train in _left_out(folds)]
         with closing(evaluation.features(X)) as stream:
             scores = _score_held_out(stream, problem.classes, y, sample_weight, fold_of, left_out, scoring)
     return AlphaPath(_results(alphas, scores, solver == "ridge"), scoring, n_folds)
@@ -213,10 +234,9 @@ def alpha_path(
 
 def _errors_of_layers(problem, folds, alphas, *, solver, intercept):
     """Return what ``kfold_errors`` does, where each solve scales the layers by the moments that it learns from."""
-    total = sum(folds[1:], start=folds[0])
     errors = []
-    for fold in folds:
-        train = (total - fold).keep()
+    for train, fold in zip(_left_out(folds), folds, strict=True):
+        train.keep()
         settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
         solved = [problem.with_moments(train, setting) for setting in settings]
         errors.append([_error_of(one.solved.solution, one.scales, train, fold, intercept) for one in solved])
@@ -231,13 +251,8 @@ def _error_of(solution, scales, train, fold, intercept):
     if weights.shape[1] < len(fold.classes):  # a class of the fold that was not learnt
         at = torch.as_tensor(np.flatnonzero(train.rows), device=weights.device)
         weights = weights.new_zeros((len(weights), len(fold.classes))).index_copy_(1, at, weights)
-    counts = torch.as_tensor(fold.counts, device=weights.device)
-    shares = torch.as_tensor(train.counts / train.weight * intercept, device=weights.device)
-    origin = train.scatter.mean * intercept
-    codes = torch.eye(len(counts), dtype=counts.dtype, device=counts.device) - shares
-    cross = (fold.class_sums(centred=False) - counts[:, None] * origin).T @ codes
-    spread = fold.scatter.squares(weights) + fold.weight * ((fold.scatter.mean - origin) @ weights).square()
-    total = float(counts @ codes.square().sum(1))
+    cross, total, shift = _about_others(train, fold, intercept)
+    spread = fold.scatter.squares(weights) + fold.weight * (shift @ weights).square()
     return float(total - 2.0 * (weights * cross).sum() + spread.sum()) / fold.weight
 
 
@@ -274,8 +289,8 @@ def _fold_of(splitter, n, y, groups):
     for k, (_, test) in enumerate(splitter.split(np.zeros((n, 1)), y, groups)):
         if (fold_of[test] >= 0).any():
             raise InputError(
-                f"the test folds of {type(splitter).__name__} overlap; folds are left out by subtraction and must be "
-                "disjoint, as those of KFold, StratifiedKFold or GroupKFold are."
+                f"the test folds of {type(splitter).__name__} overlap; they must be disjoint, "
+                "as those of KFold, StratifiedKFold or GroupKFold are."
             )
         fold_of[test] = k
     if (fold_of < 0).any() or k < 1:

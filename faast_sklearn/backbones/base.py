@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # Attributes of a backbone that its features do not depend on, or that change while it runs.
-_DECIDE_NOTHING = ("_probed", "default_batch_size", "device", "license", "n_features", "source")
+_DECIDE_NOTHING = ("_derived", "_probed", "default_batch_size", "device", "license", "n_features", "source")
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,13 @@ class Backbone(ForwardPass):
     settings : tuple
         What else decides the features (preprocessing, pooling, length); part of
         :meth:`fingerprint`, as all attributes are.
+    blocks : tuple of int or None, default=()
+        Widths of the last layer's features and of each statistic of inner layers behind them; empty without inner
+        layers, ``None`` where the first batch decides.
+    settled : bool, default=True
+        Whether inner layers count in full from the first example on.
+    remedy : str
+        What to pass instead, for the message about samples that the backbone cannot read.
 
     Examples
     --------
@@ -176,6 +183,9 @@ class Backbone(ForwardPass):
     license: str = "unknown"
     module: Any = None
     settings: tuple = ()
+    blocks: tuple[int, ...] | None = ()
+    settled: bool = True
+    remedy: str = "a backbone that reads such samples"
 
     @abstractmethod
     def forward(self, batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from faast_sklearn.backbones.base import Backbone, alike
 from faast_sklearn.backbones.hooks import hooked
 from faast_sklearn.backbones.inner import first_tensor
-from faast_sklearn.backbones.memo import remembered
+from faast_sklearn.backbones.open_backbones import derived
+from faast_sklearn.backbones.wrapped import WrappedBackbone
 from faast_sklearn.errors import BackboneError, shortened
 
 __all__ = ["LayeredBackbone", "check_layers", "with_layers"]
@@ -59,7 +61,7 @@ def with_layers(opened: Backbone, layers: int | Literal["auto", "last"]) -> Back
     """
     if layers == "last":
         return opened
-    return remembered(opened, ("layers", layers), lambda: _layered(opened, layers))
+    return derived(opened, ("layers", layers), lambda: _layered(opened, layers))
 
 
 def _layered(opened, layers):
@@ -70,17 +72,25 @@ def _layered(opened, layers):
     return opened if found.n_layers == 0 else found
 
 
-class LayeredBackbone(Backbone):
+@dataclass(frozen=True)
+class _Choice:
+    """What is read: the statistics of each inner layer by its index, their widths, whether they are settled."""
+
+    kept: dict[int, list[int]]
+    widths: tuple[int, ...]
+    settled: bool
+
+
+class LayeredBackbone(WrappedBackbone):
     """A backbone that gives the pooled outputs of its last inner layers after its own features, from one pass.
 
-    Hooks pool on the device, so that nothing as large as a feature map is kept. What is the same as the features
-    themselves is left out.
+    Hooks pool on the device, so that no feature map is kept. A statistic that equals the features is left out.
 
     Parameters
     ----------
     inner : Backbone
     modules : sequence of torch.nn.Module
-        Inner layers of it, first to last.
+        Its inner layers, first to last.
     layers : "auto" or int
         How many of them to read: the last ones that run once in a pass.
 
@@ -89,67 +99,67 @@ class LayeredBackbone(Backbone):
     n_layers : int or None
         How many are read; None until the first batch of a module in memory.
     blocks : tuple of int or None
-        Widths of the features and of each statistic of each inner layer, which scale as one.
+        Widths of the features and of each statistic that is read.
     settled : bool
         Whether inner layers are feature maps, which count in full from the first example on.
     """
 
     def __init__(self, inner: Backbone, modules: Sequence[torch.nn.Module], layers: int | Literal["auto"]) -> None:
-        self.inner, self.layers = inner, layers
-        self._modules = list(modules)
-        for name in ("modality", "device", "dtype", "truncation", "default_batch_size", "license", "module"):
-            setattr(self, name, getattr(inner, name))
-        self.settings = (*inner.settings, "layers", layers)
-        self.n_features = self.n_layers = self.blocks = None
-        self.settled = True
-        self.remedy = getattr(inner, "remedy", "a backbone that reads such")
-        self._kept: list = []  # for each layer that is read the statistics that are kept
+        super().__init__(inner, f"layers {layers}")
+        self.layers, self._modules = layers, list(modules)
+        self._choice: _Choice | None = None
         sample = inner.any_sample()
         if sample is not None:
             self.forward(self.collate([self.read(sample)]))
 
-    def read(self, sample: Any) -> Any:
-        """Read one sample as the backbone inside does."""
-        return self.inner.read(sample)
+    @property
+    def blocks(self) -> tuple[int, ...] | None:  # type: ignore[override]
+        """Widths of the features and of each statistic; None until the first batch of a module in memory."""
+        return None if self._choice is None else self._choice.widths
 
-    def collate(self, items: Any) -> Any:
-        """Collate samples as the backbone inside does."""
-        return self.inner.collate(items)
+    @property
+    def n_features(self) -> int | None:  # type: ignore[override]
+        """Width of all that is read; None until the first batch of a module in memory."""
+        return None if self._choice is None else sum(self._choice.widths)
 
-    def sort_key(self, item: Any) -> int:
-        """Return the cost proxy of the backbone inside."""
-        return self.inner.sort_key(item)
+    @property
+    def n_layers(self) -> int | None:
+        """Number of inner layers that are read; None until the first batch of a module in memory."""
+        return None if self._choice is None else len(self._choice.kept)
 
-    def fingerprint(self) -> str:
-        """Return a digest of the backbone inside and of what is read of it."""
-        return f"{self.inner.fingerprint()} layers {self.layers}"
+    @property
+    def settled(self) -> bool:  # type: ignore[override]
+        """Whether inner layers count in full from the first example on."""
+        return self._choice is None or self._choice.settled
 
     def forward(self, batch: Any) -> Any:
         """Run the backbone once; return its features and after them the statistics of its inner layers."""
-        found: list[list] = [[] for _ in self._modules]
+        choice = self._choice  # of one time: another thread may run the first batch too
+        read = range(len(self._modules)) if choice is None else choice.kept
+        found: dict[int, list] = {i: [] for i in read}
 
-        def reads(i):
+        def pools(i):
             def pool(_, output):
-                found[i].append(self.inner.pool_layer(first_tensor(output), batch))
+                output = first_tensor(output)
+                found[i].append([] if output is None else self.inner.pool_layer(output, batch))
 
             return pool
 
-        with hooked(after=[(module, reads(i)) for i, module in enumerate(self._modules)]):
+        with hooked(after=[(self._modules[i], pools(i)) for i in read]):
             features = self.inner.forward(batch)
-        if self.blocks is None:
-            self._choose(features, found)
-            found = [parts for parts, read in zip(found, self._read_of, strict=True) if read]
-        if any(len(passes) != 1 for passes in found):
+        if choice is None:
+            choice = self._choice = self._choose(features, found)
+        if any(len(found[i]) != 1 for i in choice.kept):
             raise BackboneError(
                 f"{type(self.module).__name__} does not run each inner layer once in each pass; use layers='last'."
             )
-        more = [passes[0][k] for passes, kept in zip(found, self._kept, strict=True) for k in kept]
-        return torch.cat([features, *(part.to(features.dtype) for part in more)], 1)
+        more = [found[i][0][k].to(features.dtype) for i, kept in choice.kept.items() for k in kept]
+        return torch.cat([features, *more], 1)
 
     def _choose(self, features, found):
-        """Fix, at the first batch, which layers and which of their statistics are read."""
+        """Return, from the first batch, which layers and which of their statistics are read."""
         usable = []
-        for i, passes in enumerate(found):
+        for i, passes in found.items():
             parts = passes[0] if len(passes) == 1 else []
             if all(part.ndim == 2 and len(part) == len(features) for part in parts):
                 new = [k for k, part in enumerate(parts) if not _same_direction(part, features, self.dtype)]
@@ -160,18 +170,14 @@ class LayeredBackbone(Backbone):
                 f"layers={wanted}, but {type(self.module).__name__} has {len(usable)} inner layers that can be read; "
                 "use a smaller number, 'auto' or 'last'."
             )
-        usable = usable[-wanted:]
-        widths = {(i, k): found[i][0][k].shape[1] for i, new in usable for k in new}
+        widths = {(i, k): found[i][0][k].shape[1] for i, new in usable[-wanted:] for k in new}
         if self.layers == "auto":
             widths = _that_fit(widths, features.shape[1])
-        read = sorted({i for i, _ in widths})
-        self._read_of = [i in read for i in range(len(found))]
-        self._kept = [[k for j, k in sorted(widths) if j == i] for i in read]
-        self.settled = all(len(found[i][0]) > 1 for i in read)
-        self.blocks = (features.shape[1], *(widths[at] for at in sorted(widths)))
-        self._modules = [self._modules[i] for i in read]
-        self.n_layers = len(read)
-        self.n_features = sum(self.blocks)
+        kept: dict[int, list[int]] = {}
+        for i, k in sorted(widths):
+            kept.setdefault(i, []).append(k)
+        settled = all(len(found[i][0]) > 1 for i in kept)
+        return _Choice(kept, (features.shape[1], *(widths[at] for at in sorted(widths))), settled)
 
 
 def _that_fit(widths, n_features):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["open_count", "open_once", "release_backbones"]
+__all__ = ["derived", "open_count", "open_once", "release_backbones"]
 
 # Reentrant, because a registered backbone may open another one. It also keeps the few seconds of
 # loading, in which libraries' verbosity is turned down, to one thread at a time.
@@ -43,8 +43,30 @@ def open_once(key: Any, opener: Callable[..., Any], *, in_memory: bool = False) 
         if in_memory:
             entries.move_to_end(key)
             while len(entries) > _IN_MEMORY_SLOTS:
-                entries.popitem(last=False)
+                _, oldest = entries.popitem(last=False)
+                # What was derived refers back to it; without this both would wait for a garbage collection.
+                vars(oldest).pop("_derived", None)
         return entries[key]
+
+
+def derived(opened: Any, key: Any, make: Callable[[], Any]) -> Any:
+    """Return ``make()``, a backbone that wraps an open one; made once for each key, and kept on the one it wraps.
+
+    Parameters
+    ----------
+    opened : Backbone
+    key : hashable
+    make : callable
+
+    Returns
+    -------
+    Backbone
+    """
+    with _lock:
+        known = vars(opened).setdefault("_derived", {})
+        if key not in known:
+            known[key] = make()
+        return known[key]
 
 
 def open_count() -> int:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from faast_sklearn.backbones.base import Backbone, Batch
-from faast_sklearn.backbones.memo import remembered
+from faast_sklearn.backbones.open_backbones import derived
+from faast_sklearn.backbones.wrapped import WrappedBackbone
 from faast_sklearn.errors import BackboneError, InputError, shortened
 
 __all__ = ["ViewedBackbone", "check_views", "view", "with_views"]
@@ -89,10 +90,10 @@ def with_views(opened: Backbone, views: int) -> Backbone:
         return opened
     if opened.modality != "image":
         raise BackboneError(f"views={views} is for images, and this backbone reads {opened.modality}s; use views=1.")
-    return remembered(opened, ("views", views), lambda: ViewedBackbone(opened, views))
+    return derived(opened, ("views", views), lambda: ViewedBackbone(opened, views))
 
 
-class ViewedBackbone(Backbone):
+class ViewedBackbone(WrappedBackbone):
     """A backbone whose features are means over views of each image, at the cost of one pass for each view.
 
     Parameters
@@ -102,29 +103,24 @@ class ViewedBackbone(Backbone):
     views : int
     """
 
-    modality = "image"
-
     def __init__(self, inner: Backbone, views: int) -> None:
-        self.inner, self.views = inner, int(views)
-        for name in ("device", "dtype", "truncation", "default_batch_size", "license", "module"):
-            setattr(self, name, getattr(inner, name))
-        self.settings = (*inner.settings, "views", self.views)
-        self.remedy = getattr(inner, "remedy", "a backbone that reads such")
+        super().__init__(inner, f"views {views}")
+        self.views = int(views)
 
     @property
-    def n_features(self) -> Any:  # type: ignore[override]
+    def n_features(self) -> int | None:  # type: ignore[override]
         """Width of the features."""
         return self.inner.n_features
 
     @property
-    def blocks(self) -> Any:
+    def blocks(self) -> tuple[int, ...] | None:  # type: ignore[override]
         """Widths of the layers, where inner ones are read."""
-        return getattr(self.inner, "blocks", ())
+        return self.inner.blocks
 
     @property
-    def settled(self) -> Any:
+    def settled(self) -> bool:  # type: ignore[override]
         """Whether inner layers count in full from the first example on."""
-        return getattr(self.inner, "settled", True)
+        return self.inner.settled
 
     def read(self, sample: Any) -> Any:
         """Read one sample as the backbone inside does."""
@@ -144,7 +140,3 @@ class ViewedBackbone(Backbone):
         for one in batch.inputs[1:]:
             total = total + self.inner.forward(one)
         return total / self.views
-
-    def fingerprint(self) -> str:
-        """Return a digest of the backbone inside and of the views."""
-        return f"{self.inner.fingerprint()} views {self.views}"

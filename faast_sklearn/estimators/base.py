@@ -63,10 +63,8 @@ class FrozenBackboneMixin:
             return TableReader(name, self.device, dtype, facts, normalize=normalize, report=report)
         in_memory = as_handle(self.backbone).module is not None
         how = {"batch_size": self.batch_size, "cache": getattr(self, "cache", None), "normalize": normalize}
-        if facts:
-            self._open_as_saved()
-        opened = self._open_to_read()
-        return BackboneReader(opened, in_memory, name, facts, report=report, **how)
+        opened = self._open_as_saved() if facts else self._open_backbone()
+        return BackboneReader(self._to_read(opened), in_memory, name, facts, report=report, **how)
 
     def _check_run_parameters(self):
         # Refused also where there is no backbone to use them.
@@ -84,9 +82,9 @@ class FrozenBackboneMixin:
     def _open_backbone(self):
         return as_handle(self.backbone).open(self.device, self.dtype)
 
-    def _open_to_read(self):
-        """Open the backbone as samples are read through it: with inner layers and views."""
-        return with_views(with_layers(self._open_backbone(), self.layers), self.views)
+    def _to_read(self, opened):
+        """Return an open backbone as samples are read through it: with inner layers and views."""
+        return with_views(with_layers(opened, self.layers), self.views)
 
     def _open_as_saved(self):
         """Open the backbone; warn, once, if its weights are not those that a saved file was learnt with."""

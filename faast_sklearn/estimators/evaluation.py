@@ -71,7 +71,7 @@ class Evaluation:
         """Whether inner layers of the backbone are read, whose widths each solve has to know."""
         if self._estimator.backbone is None:
             return False
-        return bool(getattr(self._estimator._open_to_read(), "blocks", ()) != ())
+        return self._estimator._to_read(self._estimator._open_backbone()).blocks != ()
 
     def _reader(self, X):
         normalize = self._estimator._learns_unit_rows()

@@ -7,7 +7,7 @@ estimator's attributes. A reader never writes to an estimator.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -212,14 +212,14 @@ class BackboneReader(_CallReader):
         elif self.backbone.modality == "tensor" and isinstance(X, torch.Tensor) and X.ndim == 2:
             check_columns(X.shape[1], self._facts, self._name)
         samples = as_samples(X, self.backbone.modality)
-        if getattr(self.backbone, "blocks", ()) is None and len(samples):
-            # Which inner layers there are must be known also where all features come from a cache.
-            self.backbone.forward(self.backbone.collate([self.backbone.read(samples[0])]))
+        if self._cache is not None and self.backbone.blocks is None and len(samples):
+            # All features may come from the cache, and the widths of inner layers must be known nevertheless.
+            in_order(stream_features(self.backbone, _First(samples)), 1)
         return samples
 
     @property
     def _widths(self):
-        return getattr(self.backbone, "blocks", None) or ()
+        return self.backbone.blocks or ()
 
     def stream(self, samples: Any) -> Iterator[Any]:
         """Yield positions and features batch by batch, on the device where moments are kept."""
@@ -304,11 +304,11 @@ def _refuse_unread(X, backbone):
         sample = sample[0]
     if isinstance(sample, (str, bytes, os.PathLike)) or is_pil(sample):
         kind = "PIL image" if is_pil(sample) else type(sample).__name__
-        remedy = getattr(backbone, "remedy", "a backbone that reads such")
-        raise InputError(f"X holds {kind}s, and {type(backbone.module).__name__} reads arrays; pass {remedy}.")
+        reads = f"{type(backbone.module).__name__} reads arrays"
+        raise InputError(f"X holds {kind}s, and {reads}; pass {backbone.remedy}.")
 
 
-class _First:
+class _First(Sequence):
     """The first of some samples, alone."""
 
     def __init__(self, samples):

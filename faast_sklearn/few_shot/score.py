@@ -162,10 +162,11 @@ def _scores(estimator, X, y, episodes, n_jobs):
         estimator = estimator[0]
     if isinstance(estimator, FaastClassifier):
         evaluation = Evaluation(estimator, partial=False)
-        if _is_plain(estimator) and not evaluation.reads_layers():
+        reads_layers = evaluation.reads_layers()
+        if _is_plain(estimator) and not reads_layers:
             settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "normalize", "fit_intercept")}
             return solve_episodes(_unscaled(estimator, X), episodes, **settings)
-        if estimator.backbone is not None and (evaluation.uses_values() or evaluation.reads_layers()):
+        if estimator.backbone is not None and (evaluation.uses_values() or reads_layers):
             # Class names, the scale of logits and the widths of layers are the backbone's, so it must stay; a cache
             # sees each sample once.
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)

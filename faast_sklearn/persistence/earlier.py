@@ -34,15 +34,19 @@ def as_of_today(kind: str, node: Any) -> dict:
     SavedFileError
         If a parameter that is gone was in use.
     """
-    parameters, state = node["parameters"], node["state"]
-    gone = _GONE.get(kind, {})
+    parameters, gone = node["parameters"], _GONE.get(kind, {})
     if not isinstance(parameters, dict):
         return node
+    if parameters.keys() & gone.keys():
+        node = _without_knobs(kind, node, gone)
     if kind in _LAST_LAYER and "layers" not in parameters:
         node = _of_one_layer(kind, node)
-        parameters, state = node["parameters"], node["state"]
-    if not parameters.keys() & gone.keys():
-        return node
+    return node
+
+
+def _without_knobs(kind, node, gone):
+    """Rewrite an estimator that had parameters which are gone, and the state of that time."""
+    parameters, state = node["parameters"], node["state"]
     for name, unused in gone.items():
         if parameters.get(name, unused) != unused:
             raise SavedFileError(
@@ -86,10 +90,9 @@ def _one_feature_map(state):
     if "moments" in learnt:
         ((used, learnt),) = learnt["moments"]
     if fitted is not None:
-        fitted = {"factors": None} | {name: value for name, value in fitted.items() if name != "map"}
+        fitted = {name: value for name, value in fitted.items() if name != "map"}
     settings["unit_rows"] = used["normalize"]
-    settings["choose_layers"] = True
-    problem = {"blocks": None, "classes": compiled["classes"], "settings": settings, "values": compiled["values"]}
+    problem = {"classes": compiled["classes"], "settings": settings, "values": compiled["values"]}
     state["_problem"] = {**problem, "moments": learnt, "solved": fitted}
     return state
 

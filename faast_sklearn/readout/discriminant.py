@@ -39,7 +39,7 @@ def discriminant_mixing(fitted: np.ndarray, counts: np.ndarray, sizes: np.ndarra
     offset : ndarray of shape (..., c)
         The scores are ``(x − m)ᵀ W @ mixing + offset``, up to the temperature and the log-shares. Costs O(c³).
     """
-    directions = Between(fitted, counts, sizes.sum()).directions(sizes, np.zeros(len(sizes)))
+    directions = Between(fitted, counts, float(sizes.sum())).directions(sizes, np.zeros(len(sizes)))
     return directions.mixing, directions.offset
 
 

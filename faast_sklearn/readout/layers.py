@@ -79,7 +79,8 @@ def solve_layers(moments: Any, blocks: Any, solve: Any, *, choose: bool, interce
         return moments, solve(moments), FeatureScales()
     factors = blocks.scales(moments)
     candidates = [factors]
-    if choose and len(moments.classes) > 1:
+    # The same, where transformers' blocks wait for a second example of a class.
+    if choose and len(moments.classes) > 1 and bool(factors[blocks.n_last :].any()):
         last = torch.zeros_like(factors)
         last[: blocks.n_last] = 1.0
         candidates.append(last)
@@ -100,5 +101,9 @@ def scaled_moments(moments: Any, scales: FeatureScales) -> Any:
     if scales.factors is None:
         return moments
     key = ("scaled", scales.factors.cpu().numpy().tobytes())
-    made = moments.once(key, lambda: scales.moments(moments))
-    return made.keep() if moments.keeps and not made.keeps else made
+
+    def make():
+        made = scales.moments(moments)
+        return made.keep() if moments.keeps else made
+
+    return moments.once(key, make)

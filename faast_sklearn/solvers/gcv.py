@@ -10,7 +10,7 @@ from faast_sklearn.solvers.condition import LEAST_SPREAD
 from faast_sklearn.solvers.filters import pinv_filter, ridge_filter
 from faast_sklearn.solvers.spectrum import as_column, as_number
 
-__all__ = ["gcv_pinv", "gcv_ridge", "residual_share"]
+__all__ = ["gcv_error", "gcv_pinv", "gcv_ridge", "residual_share", "targets_square"]
 
 # Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
 _RIDGE_ALPHAS = np.logspace(-6, 4, 201)
@@ -139,6 +139,12 @@ def gcv_pinv(
     return _least(alphas, scores, strong=0), scores
 
 
+def targets_square(counts: np.ndarray, intercept: bool) -> float:
+    """Return ``trVᵀV`` of one-hot targets, centred if ``intercept``, from the weight of each class."""
+    weight = counts.sum()
+    return float(weight - intercept * (counts * (counts / weight)).sum())
+
+
 def gcv_error(solution: Any, moments: Any, *, intercept: bool = True) -> float:
     """Return the generalised cross-validation error of weights that were solved for one-hot targets.
 
@@ -155,8 +161,7 @@ def gcv_error(solution: Any, moments: Any, *, intercept: bool = True) -> float:
     float
         Comparable between features of the same samples; infinite close to interpolation, where it means nothing.
     """
-    weight, n = moments.weight, moments.n_samples
-    total = float(weight - intercept * (moments.counts * (moments.counts / weight)).sum())
+    n, total = moments.n_samples, targets_square(moments.counts, intercept)
     scatter = moments.scatter if intercept else moments.scatter.about_origin()
     explained = 2.0 * (solution.weights * moments.class_sums(centred=intercept).T).sum()
     rss = float(total - explained + scatter.squares(solution.weights).sum())

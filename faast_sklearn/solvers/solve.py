@@ -4,7 +4,7 @@ import functools
 from typing import Any, Literal
 
 from faast_sklearn.solvers.filters import Solution, solve_cholesky, solve_pinv, solve_ridge
-from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge
+from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, targets_square
 from faast_sklearn.solvers.spectrum import decompose
 
 __all__ = ["fast_weights", "solve_spectrum"]
@@ -98,10 +98,9 @@ def solve_spectrum(
     -------
     Solution
     """
-    weight = counts.sum()
-    n_samples = weight if n_samples is None else n_samples
+    n_samples = counts.sum() if n_samples is None else n_samples
     if alpha == "auto":
-        total = float(weight - intercept * (counts * (counts / weight)).sum())
+        total = targets_square(counts, intercept)
         if solver == "ridge":
             choose: Any = functools.partial(gcv_ridge, prior=_ALPHA_PRIOR)
         else:

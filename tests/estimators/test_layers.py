@@ -1,6 +1,9 @@
 """Inner layers and views: what is read, that it is one pass, and that every promise holds with them."""
 
 import copy
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_predict
 
 from faast_sklearn import BackboneFeatures, FaastClassifier, FeatureCache, backbone, load, merge, save
+from faast_sklearn.backbones import release_backbones
 from faast_sklearn.backbones.base import Backbone
 from faast_sklearn.backbones.layers import with_layers
 from faast_sklearn.backbones.views import view
@@ -37,23 +41,19 @@ class Block(torch.nn.Module):
 
 
 class Blocked(torch.nn.Module):
-    """Three blocks and a narrow head, which loses what the blocks know; it counts the rows of its passes."""
+    """Three blocks and a narrow head, which loses what the blocks know."""
 
-    rows = 0
-
-    def __init__(self, factor=1.0):
+    def __init__(self):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.blocks = torch.nn.ModuleList(Block() for _ in range(3))
             self.head = torch.nn.Linear(5, 2)
-        self.factor = factor
 
     def forward(self, x):
-        Blocked.rows += len(x)  # of the class: an attribute of the module would be another module to a cache
         for block in self.blocks:
             x = block(x)
-        return self.head(x) * self.factor
+        return self.head(x)
 
 
 def by_hand(module, rows):
@@ -68,16 +68,18 @@ def by_hand(module, rows):
 def test_layers_come_after_the_features_in_one_pass():
     module = Blocked()
     parts = by_hand(module, ROWS)
+    seen = []
+    module.head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     for layers, wanted in (
         ("last", parts[:1]),
         ("auto", parts),
         (1, [parts[0], parts[3]]),
         (2, [parts[0], *parts[2:]]),
     ):
-        Blocked.rows = 0
+        seen.clear()
         found = BackboneFeatures(module, device="cpu", layers=layers, batch_size=7).fit_transform(ROWS)
         np.testing.assert_allclose(found, np.concatenate(wanted, 1), rtol=1e-6, atol=1e-6)
-        assert Blocked.rows <= len(ROWS) + 3  # a few rows show how wide layers are
+        assert sum(seen) == len(ROWS) + 1  # fit reads one row
         assert not any(block._forward_hooks for block in module.blocks)
 
 
@@ -119,6 +121,42 @@ def test_inner_layers_tell_more_and_are_left_out_where_they_do_not():
     assert not auto.reads_inner_layers_
     np.testing.assert_allclose(auto.predict_proba(TEST), last.predict_proba(TEST), rtol=1e-9)
     assert FaastClassifier(noisy, device="cpu", layers=1).fit(*few).reads_inner_layers_
+
+
+def test_threads_that_run_the_first_batch_read_the_same():
+    for _ in range(5):
+        opened = backbone(Blocked()).open("cpu")
+        layered = with_layers(opened, "auto")
+        batch = layered.collate([layered.read(row) for row in ROWS])
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(layered.forward, [batch] * 4))
+        for one in found:
+            torch.testing.assert_close(one, layered.forward(batch), rtol=0, atol=0)
+
+
+def test_a_released_backbone_is_freed_with_what_was_derived_from_it():
+    release_backbones()
+    opened = backbone("bundled:minilm-l6").open("cpu")
+    with_layers(opened, "auto")
+    alive = weakref.ref(opened)
+    del opened
+    release_backbones()
+    assert alive() is None
+
+
+def test_modules_in_memory_are_freed_when_others_are_opened():
+    gc.collect()
+    gc.disable()
+    try:
+        alive = []
+        for _ in range(6):
+            opened = backbone(Blocked()).open("cpu")
+            with_layers(opened, "auto")
+            alive.append(weakref.ref(opened))
+        del opened
+        assert [ref() is None for ref in alive] == [True, True, False, False, False, False]
+    finally:
+        gc.enable()
 
 
 def test_blocks_of_a_transformer_wait_for_evidence():
@@ -185,9 +223,9 @@ def test_a_cache_keeps_layers_and_views_apart(kind):
     wanted = clone(clf).fit(X, y).predict_proba(X)
     for _ in range(2):
         np.testing.assert_allclose(clone(clf).set_params(cache=cache).fit(X, y).predict_proba(X), wanted, atol=1e-3)
-    n = cache.misses
+    assert cache.misses == len(y)
     clone(clf).set_params(cache=cache, layers="last").fit(X, y)
-    assert cache.misses > n
+    assert cache.misses == 2 * len(y)
 
 
 def test_evaluations_equal_refits(kind):

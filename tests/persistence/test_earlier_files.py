@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 
 from faast_sklearn import FaastClassifier, load
 
+# The files name the releases that wrote them, and reading them with later ones warns, as it has to.
+pytestmark = pytest.mark.filterwarnings("ignore:saved with .*, here .*:faast_sklearn.errors.SavedFileWarning")
 DATA = Path(__file__).parent / "data"
 X, Y = load_digits(return_X_y=True)
 X = X[:, 18:26]
