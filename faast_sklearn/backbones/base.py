@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.fingerprints import fingerprint
-from faast_sklearn.backbones.inner import repeated_blocks, statistics_of_maps
+from faast_sklearn.backbones.inner import repeated_blocks, statistics_of_maps, unit_length
 from faast_sklearn.errors import BackboneError, FaastError, shortened
 
 __all__ = [
@@ -147,8 +147,8 @@ class Backbone(ForwardPass):
     blocks : tuple of int or None, default=()
         Widths of the last layer's features and of each statistic of inner layers behind them; empty without inner
         layers, ``None`` where the first batch decides.
-    settled : bool, default=True
-        Whether inner layers count in full from the first example on.
+    feature_maps : bool, default=True
+        Whether inner layers are feature maps, as those of convolutional networks; others count less.
     remedy : str
         What to pass instead, for the message about samples that the backbone cannot read.
 
@@ -184,7 +184,7 @@ class Backbone(ForwardPass):
     module: Any = None
     settings: tuple = ()
     blocks: tuple[int, ...] | None = ()
-    settled: bool = True
+    feature_maps: bool = True
     remedy: str = "a backbone that reads such samples"
 
     @abstractmethod
@@ -208,7 +208,7 @@ class Backbone(ForwardPass):
         """Reduce what an inner layer gave for a batch to vectors.
 
         By default mean, maximum and standard deviation over the positions of a feature map (n, c, h, w), and the mean
-        over the tokens of (n, t, d); (n, d) is taken as it is.
+        over the tokens of (n, t, d), of unit length; (n, d) is taken as it is.
 
         Parameters
         ----------
@@ -224,7 +224,7 @@ class Backbone(ForwardPass):
         if output.ndim == 4:
             return statistics_of_maps(output)
         if output.ndim == 3:
-            return [(output if output.dtype == torch.float64 else output.float()).mean(1)]
+            return [unit_length((output if output.dtype == torch.float64 else output.float()).mean(1))]
         return [output] if output.ndim == 2 else []
 
     def any_sample(self) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["first_tensor", "repeated_blocks", "statistics_of_maps"]
+__all__ = ["first_tensor", "repeated_blocks", "statistics_of_maps", "unit_length"]
 
 
 def repeated_blocks(module: Any) -> list[torch.nn.Module]:
@@ -70,3 +70,11 @@ def statistics_of_maps(output: torch.Tensor) -> list[torch.Tensor]:
     output = output if output.dtype == torch.float64 else output.float()
     deviation, mean = torch.std_mean(output, (2, 3), correction=0)
     return [mean, output.amax((2, 3)), deviation]
+
+
+def unit_length(means: torch.Tensor) -> torch.Tensor:
+    """Return means over tokens, of shape (n, d), scaled to unit length.
+
+    Some blocks of language models give a few huge numbers, of which short texts have a larger share.
+    """
+    return torch.nn.functional.normalize(means, dim=1)

@@ -74,11 +74,11 @@ def _layered(opened, layers):
 
 @dataclass(frozen=True)
 class _Choice:
-    """What is read: the statistics of each inner layer by its index, their widths, whether they are settled."""
+    """What is read: the statistics of each inner layer by its index, their widths, whether all are feature maps."""
 
     kept: dict[int, list[int]]
     widths: tuple[int, ...]
-    settled: bool
+    feature_maps: bool
 
 
 class LayeredBackbone(WrappedBackbone):
@@ -100,8 +100,8 @@ class LayeredBackbone(WrappedBackbone):
         How many are read; None until the first batch of a module in memory.
     blocks : tuple of int or None
         Widths of the features and of each statistic that is read.
-    settled : bool
-        Whether inner layers are feature maps, which count in full from the first example on.
+    feature_maps : bool
+        Whether inner layers are feature maps, which count in full.
     """
 
     def __init__(self, inner: Backbone, modules: Sequence[torch.nn.Module], layers: int | Literal["auto"]) -> None:
@@ -128,9 +128,9 @@ class LayeredBackbone(WrappedBackbone):
         return None if self._choice is None else len(self._choice.kept)
 
     @property
-    def settled(self) -> bool:  # type: ignore[override]
-        """Whether inner layers count in full from the first example on."""
-        return self._choice is None or self._choice.settled
+    def feature_maps(self) -> bool:  # type: ignore[override]
+        """Whether inner layers are feature maps."""
+        return self._choice is None or self._choice.feature_maps
 
     def forward(self, batch: Any) -> Any:
         """Run the backbone once; return its features and after them the statistics of its inner layers."""
@@ -176,8 +176,8 @@ class LayeredBackbone(WrappedBackbone):
         kept: dict[int, list[int]] = {}
         for i, k in sorted(widths):
             kept.setdefault(i, []).append(k)
-        settled = all(len(found[i][0]) > 1 for i in kept)
-        return _Choice(kept, (features.shape[1], *(widths[at] for at in sorted(widths))), settled)
+        feature_maps = all(len(found[i][0]) > 1 for i in kept)
+        return _Choice(kept, (features.shape[1], *(widths[at] for at in sorted(widths))), feature_maps)
 
 
 def _that_fit(widths, n_features):

@@ -118,9 +118,9 @@ class ViewedBackbone(WrappedBackbone):
         return self.inner.blocks
 
     @property
-    def settled(self) -> bool:  # type: ignore[override]
-        """Whether inner layers count in full from the first example on."""
-        return self.inner.settled
+    def feature_maps(self) -> bool:  # type: ignore[override]
+        """Whether inner layers are feature maps."""
+        return self.inner.feature_maps
 
     def read(self, sample: Any) -> Any:
         """Read one sample as the backbone inside does."""

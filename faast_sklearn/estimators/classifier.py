@@ -68,11 +68,12 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         N0 of the paper: how many examples the zero-shot prediction, by the cosine between features and class
         vectors, is worth. The weight of what was learnt is ``r = N / (N0 + N)``. "auto" takes the N0 of the least
         expected left-out log-loss, from the statistics alone. Without effect on one-hot values.
-    layers : "auto", "last" or int, default="last"
-        What is read of one pass of the backbone: its features ("last"), or after them the pooled outputs of as many
-        inner layers, the last stages of a convolutional network (mean, maximum and deviation over the positions) or
-        blocks of a transformer (mean over the tokens). "auto" reads up to three,
-        and leaves them out again where the statistics say that the last layer alone tells more.
+    layers : "auto", "last" or int, default="auto"
+        What one pass of the backbone gives: the features of its last layer ("last"), or with them those of that many
+        inner layers: of the last stages of a convolutional network mean, maximum and deviation over the positions, of
+        the last blocks of a transformer the mean over the tokens. "auto" reads up to three inner layers and 4,096
+        features, and leaves the inner ones out of the solve where the statistics say that the last one alone tells
+        more. Statistics grow with the square of the number of features, and the solve with its cube.
     views : int, default=1
         Images: over how many views features are averaged, in ``fit`` and ``predict`` alike, at the cost of one pass
         each: 2 adds the mirror image, up to 6 small shifts. Not for what a mirror changes, such as digits and texts.
@@ -164,7 +165,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         "n_features_in_": Integer(1),
         "_n_features": Integer(1),
         "_blocks": Listed(Integer(1)),
-        "_settled": Boolean(),
+        "_feature_maps": Boolean(),
         "feature_names_in_": Labels(sorted=False),
     }
 
@@ -176,7 +177,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         alpha: Literal["auto"] | float = "auto",
         values: Any = "onehot",
         prior_strength: float | Literal["auto"] = 0.0,
-        layers: int | Literal["auto", "last"] = "last",
+        layers: int | Literal["auto", "last"] = "auto",
         views: int = 1,
         normalize: bool = False,
         fit_intercept: bool = True,
@@ -419,8 +420,9 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     @property
     def reads_inner_layers_(self) -> bool:
         """Whether answers follow from inner layers too, or from the last one alone."""
-        factors = self._current().solved.factors
-        return factors is not None and bool((factors > 0).sum() > self._blocks[0])
+        problem = self._current()
+        factors = problem.solved.factors
+        return factors is not None and bool((factors > 0).sum() > problem.blocks.n_last)
 
     @property
     def prior_strength_(self) -> float:
@@ -506,7 +508,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
             isinstance(self.layers, str),
         )
         facts = statistics.facts
-        blocks = Blocks(facts["_blocks"], facts["_settled"]) if "_blocks" in facts else None
+        blocks = Blocks(facts["_blocks"], facts["_feature_maps"]) if "_blocks" in facts else None
         problem = ReadoutProblem(moments, classes, settings, values, blocks)
         state = {"_problem": problem, "classes_": classes, "n_samples_seen_": moments.n_rows, "_declared": declared}
         # Ready features stay where they are.

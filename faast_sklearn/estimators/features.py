@@ -37,10 +37,11 @@ class BackboneFeatures(
         ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, a local folder, a handle made with
         :func:`~faast_sklearn.backbone`, or a module in memory. See :func:`~faast_sklearn.list_backbones`.
     layers : "auto", "last" or int, default="last"
-        What is read of one pass of the backbone: its features ("last"), or after them the pooled outputs of as many
-        inner layers, the last stages of a convolutional network (mean, maximum and deviation over the positions) or
-        blocks of a transformer (mean over the tokens). "auto" reads up to three. Layers
-        come as they are; :class:`~faast_sklearn.FaastClassifier` scales them against each other.
+        What one pass of the backbone gives: the features of its last layer ("last"), or after them those of that many
+        inner layers: of the last stages of a convolutional network mean, maximum and deviation over the positions, of
+        the last blocks of a transformer the mean over the tokens. "auto" reads up to three. They come unscaled, and a
+        step behind cannot tell them apart, which can cost accuracy with few examples;
+        :class:`~faast_sklearn.FaastClassifier` scales them against each other.
     views : int, default=1
         Images: over how many views features are averaged, in ``fit`` and ``predict`` alike, at the cost of one pass
         each: 2 adds the mirror image, up to 6 small shifts. Not for what a mirror changes, such as digits and texts.

@@ -11,7 +11,7 @@ from faast_sklearn.inputs.labels import check_labels, union_of_labels
 __all__ = ["FACTS", "Statistics"]
 
 # Attributes of an estimator that reading samples gives, beside the moments.
-FACTS = ("n_features_in_", "feature_names_in_", "_n_features", "_blocks", "_settled", "device_")
+FACTS = ("n_features_in_", "feature_names_in_", "_n_features", "_blocks", "_feature_maps", "device_")
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,7 +178,7 @@ class BackboneReader(_CallReader):
         """What is known of the samples; where X is a table its own columns count, as everywhere in scikit-learn."""
         facts = {**self._facts, "device_": str(self.device)}
         if self._widths:
-            facts.update(_blocks=self._widths, _settled=self.backbone.settled)
+            facts.update(_blocks=self._widths, _feature_maps=self.backbone.feature_maps)
         if "_n_features" in facts:
             facts.setdefault("n_features_in_", facts["_n_features"])
         return facts

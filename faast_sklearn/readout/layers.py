@@ -79,7 +79,7 @@ def solve_layers(moments: Any, blocks: Any, solve: Any, *, choose: bool, interce
         return moments, solve(moments), FeatureScales()
     factors = blocks.scales(moments)
     candidates = [factors]
-    # The same, where transformers' blocks wait for a second example of a class.
+    # The same, where inner layers do not vary.
     if choose and len(moments.classes) > 1 and bool(factors[blocks.n_last :].any()):
         last = torch.zeros_like(factors)
         last[: blocks.n_last] = 1.0

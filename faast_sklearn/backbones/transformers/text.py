@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from faast_sklearn.backbones.base import Backbone, Batch, alike, as_features, frozen, refuse_random, run_on_probe
+from faast_sklearn.backbones.inner import unit_length
 from faast_sklearn.errors import BackboneError, InputError
 
 __all__ = ["POOLINGS", "TextBackbone", "n_known_tokens", "pool", "refuse_unknown_tokens", "token_limit"]
@@ -303,11 +304,11 @@ class TextBackbone(Backbone):
         return [] if self._alone else super().inner_layers()
 
     def pool_layer(self, output: torch.Tensor, batch: Any) -> list[torch.Tensor]:
-        """Return the mean over the real tokens of a text."""
+        """Return the mean over the real tokens of a text, of unit length."""
         mask = batch.inputs["attention_mask"]
         if output.ndim != 3 or output.shape[:2] != mask.shape:
             return []
-        return [pool(output, self._pooled(mask.to(output.device, non_blocking=True)), "mean")]
+        return [unit_length(pool(output, self._pooled(mask.to(output.device, non_blocking=True)), "mean"))]
 
     def embed_text(self, texts: list) -> torch.Tensor:
         """Encode a short list of texts, such as class names.
