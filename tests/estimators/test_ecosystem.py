@@ -232,7 +232,7 @@ print(sorted(heavy & (set(sys.modules) - before)))
 print(clf.predict(["a mouse hides"])[0], open_count())
 """
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines() == ["['animals', 'money'] (1, 384) 24 0", "[]", "animals 1"]
+    assert result.stdout.splitlines() == ["['animals', 'money'] (1, 1536) 24 0", "[]", "animals 1"]
 
 
 def test_sample_weights_are_routed():
