@@ -198,7 +198,7 @@ def backbone(spec: Any, **options: Any) -> "BackboneHandle":
         a local folder or GGUF file, or a module in memory. If a path exists, nothing is looked up on a hub.
         Without ``preprocess`` a module takes arrays and tensors, which are stacked; with it, images (or what
         ``modality=`` says). timm models and ``SentenceTransformer`` need no ``preprocess``; pass a transformers
-        model with its tokenizer or image processor. Wrappers (``torch.compile``, several devices, PEFT) are removed.
+        model with its tokenizer or image processor. Wrappers (``torch.compile``, ``DataParallel``, PEFT) are removed.
     **options
         timm: ``weights``, ``pretrained``, ``image_size``, ``pooling``. hf: ``pooling``,
         ``max_length``, ``truncation``, ``layer``, ``tower``, ``revision``, ``local_files_only``,

@@ -72,7 +72,7 @@ def test_adapters_of_peft_count_and_learnt_prompts_are_refused():
     inside = adapted.get_base_model()
     assert torch.equal(features((adapted, tokenizer)), features((inside, tokenizer)))
     assert not torch.allclose(features((adapted, tokenizer)), features((tiny_model("bert"), tokenizer)), atol=1e-3)
-    with pytest.raises(BackboneError, match="prompts that it has learnt"):
+    with pytest.raises(BackboneError, match="puts learnt prompts before each input"):
         backbone((prompted, tokenizer))
 
 
@@ -104,7 +104,7 @@ def test_a_part_of_the_wrong_kind_is_named():
     for spec, told in (
         ((tiny_model("vit"), tokenizer), "is not an image processor, .*pass backbone=.*image_processor"),
         ((tiny_model("bert"), processor), r"is not a tokenizer, .*pass backbone=\(BertModel, tokenizer\)"),
-        ((torch.nn.Linear(2, 2), tokenizer), "belongs to a model of transformers, and Linear is none"),
+        ((torch.nn.Linear(2, 2), tokenizer), "belongs to a transformers model, and Linear is not one"),
     ):
         with pytest.raises(BackboneError, match=told):
             backbone(spec).open("cpu")
