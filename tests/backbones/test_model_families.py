@@ -396,9 +396,7 @@ def test_dual_encoders_with_one_reader_and_with_one_tower(tmp_path):
     model, both = clip_pair()
     expected = features((model, both), IMAGES)
     assert torch.equal(features((model, both.image_processor), IMAGES), expected)
-    with pytest.raises(
-        BackboneError, match=r"names of classes cannot be read: .*pass backbone=\(CLIPModel, tokenizer\)"
-    ):
+    with pytest.raises(BackboneError, match=r"class names cannot be read: .*pass backbone=\(CLIPModel, tokenizer\)"):
         FaastClassifier((model, both.image_processor), values="text").fit(None, ["cat", "dog"])
     with pytest.raises(BackboneError, match="is not an image processor"):
         backbone((model, both.tokenizer)).open("cpu")
