@@ -1,6 +1,6 @@
 """Frozen pretrained models as feature extractors; see docs/backbones.md.
 
-Models are named by a handle (``backbone("timm:NAME")``), opened once a process, and shared.
+Models are named by a handle (``backbone("timm:NAME")``), opened once per process, and shared.
 """
 
 from faast_sklearn.backbones.base import Backbone, Batch

@@ -1,4 +1,4 @@
-"""``bundled:NAME``: real pretrained weights that come from the package index, so that no hub is needed."""
+"""``bundled:NAME``: real pretrained weights from the package index, without a hub."""
 
 import difflib
 import importlib.util
@@ -32,9 +32,9 @@ class Bundled:
     options : tuple of str
         Options that its opener takes.
     opener : callable
-        From the package's folder, ``device``, ``dtype`` and options to a backbone.
+        Returns a backbone from the package's folder, ``device``, ``dtype`` and options.
     language_opener : callable, default=None
-        The same for a language model with its head, where it is one.
+        Returns the language model with its head, if the weights have one.
     """
 
     package: str
@@ -120,7 +120,7 @@ class BundledBackbone:
         device : torch.device
         dtype : torch.dtype
         **options
-            As the entry says.
+            Those that the entry lists.
 
         Returns
         -------
@@ -130,7 +130,7 @@ class BundledBackbone:
         ------
         UnknownBackboneError
         MissingDependencyError
-            The package is not installed; the message has the command.
+            The package is not installed; the message gives the command.
         """
         return cls._open(name, "opener", device=device, dtype=dtype, **options)
 
@@ -154,7 +154,7 @@ class BundledBackbone:
         Raises
         ------
         BackboneError
-            The weights are no language model.
+            The weights are not a language model.
         UnknownBackboneError, MissingDependencyError, TypeError
         """
         cls.options(name)

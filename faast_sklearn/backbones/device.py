@@ -51,8 +51,8 @@ def resolve_device(device: Any = None) -> torch.device:
     Returns
     -------
     torch.device
-        With an explicit index on devices that have several, so that ``"cuda"`` and ``"cuda:0"``
-        name one backbone and not two.
+        With an explicit index for CUDA and XPU, so that ``"cuda"`` and ``"cuda:0"`` give the same
+        backbone.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def resolve_dtype(dtype: Any, device: Any) -> torch.dtype:
     ----------
     dtype : "auto", str or torch.dtype
         ``"auto"`` is bfloat16 on CUDA devices with native support and float32 everywhere else.
-        float16 overflows in many backbones, so it is used only if asked for by name.
+        float16 overflows in many backbones, so it is used only on request.
     device : torch.device
         As returned by :func:`resolve_device`.
 
@@ -111,7 +111,7 @@ def resolve_dtype(dtype: Any, device: Any) -> torch.dtype:
     Raises
     ------
     DeviceError
-        If the dtype is not a floating dtype known here or the device lacks it.
+        If the dtype is not supported here, or not on the device.
 
     Examples
     --------

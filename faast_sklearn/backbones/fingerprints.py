@@ -1,7 +1,7 @@
 """A digest of everything that decides what a module, a function or an object computes, as far as Python can tell.
 
-Whatever cannot be told apart must not share a digest: where in doubt two digests differ, which costs a cache nothing
-but a miss. Digests are the same in every process with the same libraries, also for copies and unpickled modules.
+In doubt two digests differ: that costs a cache only a miss, while a digest shared by different things would give wrong
+features. Digests are the same in every process with the same libraries, also for copies and unpickled modules.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ __all__ = ["fingerprint"]
 
 _PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes, slice, range, enum.Enum, re.Pattern)
 _TORCH_PLAIN = (torch.dtype, torch.Size, torch.memory_format, torch.layout)
-# Where and how loudly something runs does not decide its result.
+# Devices, generators, loggers and locks are taken not to affect results.
 _IRRELEVANT = (torch.device, torch.Generator, logging.Logger, type(threading.Lock()), type(threading.RLock()))
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # training flags, hooks and the dicts of parts and tensors
-# Where something was loaded from, and what libraries note down while they run.
+# Attributes that record where something was loaded from, or that libraries write while they run.
 _NOTES = {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "warnings_issued"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _SLICES = 1024
@@ -41,8 +41,8 @@ def fingerprint(*things: Any) -> str:
     """Return a digest of what decides what ``things`` compute.
 
     Modules: types, code, plain attributes and tensors of all parts. Functions: code, defaults, closure and the globals
-    they use. Other objects: their type and attributes. Code of installed packages counts by name and version. Of large
-    tensors the sums of 1,024 slices count and one entry of each, so that large models cost little.
+    they use. Other objects: their type and attributes. Code of installed packages counts by name and version. Large
+    tensors count by the sums of about 1,024 slices and one entry of each, so that large models cost little.
 
     Parameters
     ----------
@@ -68,11 +68,11 @@ def fingerprint(*things: Any) -> str:
 
 
 class _Walk:
-    """Feeds a digest with everything that is reachable."""
+    """Feeds everything reachable into a digest."""
 
     def __init__(self):
         self._hash = hashlib.blake2b(digest_size=16)
-        self._seen = {}  # id -> (number, object): held, so that no id is used twice
+        self._seen = {}  # id -> (number, object); holding the object keeps its id from being reused
         self._open = set()  # containers being walked
 
     def hexdigest(self):
@@ -125,7 +125,7 @@ class _Walk:
 
     def _put(self, *texts):
         for text in texts:
-            # Lengths in front, so that no two sequences of texts feed the same bytes.
+            # Lengths come first, so that no two sequences of texts feed the same bytes.
             encoded = text.encode("utf-8", "surrogatepass")
             self._hash.update(b"%d:" % len(encoded))
             self._hash.update(encoded)
@@ -149,7 +149,7 @@ class _Walk:
                     self.add(key)
                     self.add(value)
         elif isinstance(thing, Set):
-            # Their order differs from process to process.
+            # The order of a set differs between processes.
             self._put(*sorted(fingerprint(part) for part in thing))
         else:
             for part in thing:
@@ -167,7 +167,7 @@ class _Walk:
             tensor = tensor.to_dense()
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor)
-        # Sums of bit patterns are exact in whatever order threads add them, sums of floats are not.
+        # Integer sums of bit patterns do not depend on the order in which threads add; float sums do.
         bits = tensor.contiguous().reshape(-1).view(_BITS[tensor.element_size()])
         step = max(1, len(bits) // _SLICES)
         whole = len(bits) // step * step
@@ -221,7 +221,7 @@ class _Walk:
             if part is not module and not self._first_time(part):
                 continue
             self.add(type(part))
-            # Scripted and traced modules keep their code apart from their type.
+            # Scripted and traced modules keep their code outside their type.
             with contextlib.suppress(Exception):
                 self._put(part.extra_repr())
             with contextlib.suppress(Exception):
@@ -264,7 +264,7 @@ class _Walk:
                 self._put(name)
                 self.add(value)
         if not state and not shown:
-            # Kept out of Python's sight; what it pickles to is the best that can be had.
+            # Its state is hidden from Python; the pickle is the best substitute.
             with contextlib.suppress(Exception):
                 self._hash.update(pickle.dumps(thing, protocol=4))
 
@@ -273,7 +273,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _repr(thing):
-    """Return the repr of an object unless it holds an address, which differs from process to process."""
+    """Return the repr of an object, or "" if it holds an address or a name in ``_NOTES``."""
     if type(thing).__repr__ is object.__repr__:
         return ""
     with contextlib.suppress(Exception):
@@ -293,7 +293,7 @@ def _globals_of(code):
 
 @functools.cache
 def _is_library(name):
-    """Whether a module is installed, rather than a script, a notebook or a checkout of the user's."""
+    """Whether a module is installed, rather than the user's script, notebook or checkout."""
     top = str(name).partition(".")[0]
     if top == "__main__" or name is None:
         return False

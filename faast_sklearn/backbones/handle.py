@@ -34,12 +34,12 @@ _MODULE_OPTIONS = ("modality", "pooling", "max_length", "truncation", "layer", "
 
 
 class BackboneHandle:
-    """Names a backbone without opening it. Make one with :func:`faast_sklearn.backbone`.
+    """Names a backbone without opening it. Make a handle with :func:`faast_sklearn.backbone`.
 
-    Immutable, hashable, compared by spec and options (modules: by identity). ``clone``, ``copy``
-    and ``deepcopy`` return the handle itself, so that every clone of an estimator shares one open
-    module. Pickling stores the spec only, never weights or a device; a handle of an in-memory
-    module stores that module, moved to the CPU, and stands for a copy of it after unpickling.
+    Immutable and hashable. Handles are equal if spec and options are equal and module and preprocess are the same
+    objects. ``clone``, ``copy`` and ``deepcopy`` return the handle itself, so that every clone of an estimator shares
+    one open module. Pickling stores spec and options, never weights or a device; only a handle of an in-memory module
+    also stores that module, moved to the CPU, and refers to a copy of it after unpickling.
 
     Attributes
     ----------
@@ -72,9 +72,9 @@ class BackboneHandle:
         Parameters
         ----------
         device : None, "auto", str or torch.device, default=None
-            ``None`` takes the best device there is.
+            ``None`` takes the best available device.
         dtype : "auto", str or torch.dtype, default="auto"
-            "auto" is bfloat16 on GPUs that have it, else float32; an in-memory module keeps its own.
+            "auto" is bfloat16 on GPUs that support it, else float32; an in-memory module keeps its own dtype.
 
         Returns
         -------
@@ -102,9 +102,9 @@ class BackboneHandle:
         Raises
         ------
         BackboneError
-            Also if the backbone is not a causal or encoder-decoder language model, or its parts cannot be placed.
+            Also if the backbone is not a causal or encoder-decoder language model, or its output matrix cannot be used.
         TypeError
-            An option that only features have.
+            If an option applies to features only.
         UnknownBackboneError, MissingDependencyError, DeviceError
         """
         return self._open(device, dtype, _language_model_of_module, _required_language_opener)
@@ -115,7 +115,7 @@ class BackboneHandle:
             dtype = module_dtype(self.module)
         dtype = resolve_dtype(dtype, device)
         if self.module is not None:
-            # A module that was trained on since it was opened is another one.
+            # A module that was trained since it was opened is opened again.
             key = (open_in_memory, self._key(), device, dtype, module_version(self.module))
             return open_once(key, lambda: self._open_module(open_in_memory, device, dtype), in_memory=True)
         prefix, _, name = self.spec.partition(":")
@@ -126,7 +126,7 @@ class BackboneHandle:
         key = (prefix, where, opener, self._options, device, dtype)
 
         def opened():
-            # Somebody's own opener reads its own files.
+            # Registered openers may unpickle other objects from their own files.
             with tensors_only() if is_built_in(prefix) else contextlib.nullcontext():
                 return opener(name, device=device, dtype=dtype, **self.options)
 
@@ -134,7 +134,7 @@ class BackboneHandle:
 
     def _open_module(self, open_in_memory, device, dtype):
         opened = open_in_memory(self.module, self.preprocess, device=device, dtype=dtype, **self.options)
-        opened.source = self  # keeps the caller's module alive, so that its id stays its own
+        opened.source = self  # keeps the caller's module alive, so that no other object gets its id
         return opened
 
     def _key(self):
@@ -194,12 +194,11 @@ def backbone(spec: Any, **options: Any) -> "BackboneHandle":
     Parameters
     ----------
     spec : str, path, nn.Module or (nn.Module, preprocess)
-        ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, ``"PREFIX:NAME"`` of a
-        registered one, a local folder or GGUF file, or a module in memory. If a path exists,
-        nothing is looked up on a hub. A module without ``preprocess`` reads arrays and tensors
-        whose rows are stacked; with one it reads images (or what ``modality=`` says). A timm model and a
-        ``SentenceTransformer`` bring their own; a model of transformers comes with its tokenizer or image
-        processor. What is compiled, or wrapped for several devices, counts as the module inside.
+        ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, ``"PREFIX:NAME"`` with a registered prefix,
+        a local folder or GGUF file, or a module in memory. If a path exists, nothing is looked up on a hub.
+        Without ``preprocess`` a module takes arrays and tensors, which are stacked; with it, images (or what
+        ``modality=`` says). timm models and ``SentenceTransformer`` need no ``preprocess``; pass a transformers
+        model with its tokenizer or image processor. Wrappers (``torch.compile``, ``DataParallel``, PEFT) are removed.
     **options
         timm: ``weights``, ``pretrained``, ``image_size``, ``pooling``. hf: ``pooling``,
         ``max_length``, ``truncation``, ``layer``, ``tower``, ``revision``, ``local_files_only``,
@@ -214,16 +213,16 @@ def backbone(spec: Any, **options: Any) -> "BackboneHandle":
     Raises
     ------
     UnknownBackboneError
-        No such prefix, path or bundled name; the message lists near names. Names on a hub and in
+        No such prefix, path or bundled name; the message lists similar names. Names on a hub and in
         timm are looked up when the handle is opened.
     TypeError
         Unknown option; the message lists the allowed ones.
 
     Notes
     -----
-    A module in memory is never moved, cast or left in another mode: on its own device and dtype it
-    runs as it is, in eval mode for the time of a pass, and otherwise a deep copy of it runs. If you
-    train it further, the next call sees the new weights.
+    A module in memory is never moved or cast, and its mode is restored: on its own device and dtype the module itself
+    runs, in eval mode during a pass; otherwise a deep copy runs. If you train it further, the next call sees the new
+    weights.
 
     Examples
     --------
@@ -255,7 +254,7 @@ def backbone(spec: Any, **options: Any) -> "BackboneHandle":
 
 
 def as_handle(thing: Any) -> "BackboneHandle":
-    """Return a handle of whatever an estimator's ``backbone`` parameter may be.
+    """Turn the value of an estimator's ``backbone`` parameter into a handle.
 
     Parameters
     ----------
@@ -309,20 +308,18 @@ def _resolve(text):
         gguf = sorted(path.glob("*.gguf"))
         if len(gguf) == 1:
             return f"hf:{path}", {"gguf_file": gguf[0].name}
-        raise BackboneError(
-            f"folder {text!r} has no config.json, so it is not known what model it holds.{adapter_hint(path)}"
-        )
+        raise BackboneError(f"folder {text!r} has no config.json, so its model is unknown.{adapter_hint(path)}")
     if path.is_file():
         if path.suffix == ".gguf":
             return f"hf:{path.parent}", {"gguf_file": path.name}
         raise BackboneError(
-            f"file {text!r} holds weights but not their architecture: backbone('timm:NAME', weights={text!r})."
+            f"file {text!r} holds weights but not their architecture; use backbone('timm:NAME', weights={text!r})."
         )
     raise UnknownBackboneError(f"backbone {text!r} is neither a known prefix nor an existing path. {_suggest(text)}")
 
 
 def _is_of_timm(path):
-    """Whether a configuration is one that timm wrote; transformers' wrapper of timm names an architecture too."""
+    """Whether timm wrote a configuration; transformers' wrapper of timm names an architecture too."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

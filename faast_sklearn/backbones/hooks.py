@@ -1,4 +1,4 @@
-"""Hooks on a frozen model that live for a block, and that know whose passes they are for."""
+"""Temporary hooks on a frozen model that run only in the passes they are meant for."""
 
 import threading
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ def _innermost():
 
 @contextmanager
 def hooked(before: Any = (), after: Any = (), *, private: bool = True) -> Iterator[Any]:
-    """Register hooks for the time of the block; they are removed however it ends.
+    """Register hooks for the time of the block; they are removed even if it raises.
 
-    Passes of the library itself are private: they see their own hooks only, not those that a user has attached, and
-    other threads that run the same module do not see them at all.
+    The library's own passes are private: only their own hooks run in them, not those that a user has attached, and
+    private hooks never run in other threads that use the same module.
 
     Parameters
     ----------
     before : iterable of (torch.nn.Module, callable)
-        Called with the module's first positional input; what it returns, if not ``None``, takes its place.
+        Called with the module's first input; a result other than ``None`` replaces it.
     after : iterable of (torch.nn.Module, callable)
-        Called with the first positional input and the output; what it returns, if not ``None``, is the output.
+        Called with the first input and the output; a result other than ``None`` replaces the output.
     private : bool, default=True
-        ``False``: for every pass of every thread that is not private itself.
+        ``False``: run in all passes of all threads, except private ones.
 
     Examples
     --------
@@ -48,14 +48,14 @@ def hooked(before: Any = (), after: Any = (), *, private: bool = True) -> Iterat
         innermost = _innermost()
         return innermost is token if private else innermost is None
 
-    # torch keeps apart whether a hook wants kwargs. A thread that passes while another one enters or leaves a block may
-    # see a hook without that, which then is not one of its own.
+    # torch stores separately whether a hook takes kwargs. While one thread registers or removes a hook, a pass in
+    # another thread may call it without kwargs; it does not belong to that pass.
 
     def first(function):
         def hook(module, args, kwargs=None):
             if kwargs is None or not runs():
                 return None
-            if not args:  # some models pass what they compute by name
+            if not args:  # some models pass hidden states by keyword
                 name, value = next(iter(kwargs.items()))
                 changed = function(value)
                 return None if changed is None else (args, {**kwargs, name: changed})

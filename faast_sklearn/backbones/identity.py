@@ -1,4 +1,4 @@
-"""Whether an open backbone has the weights that something was learnt with, also in another precision."""
+"""Recognise the weights of an open backbone, also in another precision."""
 
 import hashlib
 from typing import Any
@@ -11,7 +11,7 @@ from faast_sklearn.backbones.modules import module_version
 
 __all__ = ["same_weights", "weight_summary"]
 
-# Entries that are compared where the precision differs, and how far apart rounding to bfloat16 leaves them.
+# Number of entries compared if the precision differs, and the relative difference after rounding to bfloat16.
 _SAMPLES = 256
 _ROUNDING = 2.0**-7
 
@@ -26,8 +26,8 @@ def weight_summary(opened: Any) -> dict | None:
     Returns
     -------
     dict or None
-        Of what JSON knows: ``"structure"``, a digest of names and shapes; ``"dtype"``; ``"digest"``, of all values in
-        that precision; ``"sample"``, 256 entries from all over. None for a backbone without a module. Reads all
+        JSON types only: ``"structure"``, a digest of names and shapes; ``"dtype"``; ``"digest"``, of the values in that
+        precision; ``"sample"``, at most 256 entries from all tensors. None for a backbone without a module. Reads all
         weights once.
 
     Examples
@@ -54,7 +54,7 @@ def same_weights(one: Any, other: Any) -> bool:
     if one["dtype"] == other["dtype"]:
         return one["digest"] == other["digest"]
     a, b = (torch.tensor(summary["sample"], dtype=torch.float64) for summary in (one, other))
-    # float16 has nothing between its smallest numbers.
+    # 1e-7 is about the distance between the smallest float16 numbers.
     return a.shape == b.shape and bool(((a - b).abs() <= _ROUNDING * torch.maximum(a.abs(), b.abs()) + 1e-7).all())
 
 
@@ -63,7 +63,7 @@ def _summary(module, dtype):
     structure = hashlib.sha256(repr([(name, tuple(tensor.shape)) for name, tensor in state.items()]).encode())
     floating = [tensor for tensor in state.values() if tensor.is_floating_point() and tensor.numel()]
     each = -(-_SAMPLES // max(1, len(floating)))
-    # As many from the start, the middle and the end of the module, and of each tensor.
+    # The same number from each tensor, evenly spread over it.
     entries = [tensor.reshape(-1)[:: max(1, tensor.numel() // each)][:each].double().cpu() for tensor in floating]
     entries = torch.cat(entries) if entries else torch.zeros(0, dtype=torch.float64)
     return {

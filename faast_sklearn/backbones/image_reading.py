@@ -1,4 +1,4 @@
-"""Read one image, in any form that users have, as pixels from 0 to 255 on the host."""
+"""Read one image, in any common form, as pixels from 0 to 255 on the host."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ from faast_sklearn.optional import require
 __all__ = ["encoded_image", "load_pixels", "open_image", "read_image", "rounded", "says_its_scale"]
 
 _CHANNELS = (1, 3, 4)
-_KEEP = 3  # reducing to 2 times the target costs up to 0.007 in a feature's cosine, to 3 times 0.0001
+_KEEP = 3  # reducing to 2 times the target size changes a feature's cosine by up to 0.007, to 3 times by 0.0001
 _TRANSPOSES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
 # How the base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins; no path does.
@@ -34,10 +34,10 @@ def open_image(sample: Any, shrink_to: Any = None) -> Any:
     Parameters
     ----------
     sample : str, path, bytes, file, dict or PIL.Image.Image
-        As :func:`read_image` takes them, arrays and tensors apart. A PIL image is not modified.
+        As in :func:`read_image`, except arrays and tensors. A PIL image is not modified.
     shrink_to : (height, width), default=None
         Larger images may be reduced by an integer factor to no less than three times this size,
-        which saves most of the decoding of a camera's photograph.
+        which saves most of the time to decode a camera's photograph.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def open_image(sample: Any, shrink_to: Any = None) -> Any:
     Raises
     ------
     InputError
-        If it cannot be read; the message has the path.
+        If it cannot be read; the message names the path.
     """
     from PIL import Image
 
@@ -57,13 +57,13 @@ def open_image(sample: Any, shrink_to: Any = None) -> Any:
 
 
 def read_image(sample: Any, shrink_to: Any = None) -> torch.Tensor:
-    """Read one image in any form that users have.
+    """Read one image in any common form.
 
     Parameters
     ----------
     sample : str, path, bytes, file, dict, PIL image, ndarray or tensor
         A string is a path, a ``data:`` URL or base64; a file is open in binary mode; a dict has ``"bytes"`` or
-        ``"path"``, as undecoded images of Hugging Face datasets have. The EXIF orientation is applied and alpha
+        ``"path"``, like undecoded images of Hugging Face datasets. The EXIF orientation is applied and alpha
         dropped, as in the pipelines that pretrained models were trained with.
         Arrays may be (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels; a shape that fits
         both is read as (h, w, c) for arrays and (c, h, w) for tensors. White is 1 for floats and bool, 65535 for
@@ -74,8 +74,8 @@ def read_image(sample: Any, shrink_to: Any = None) -> torch.Tensor:
     Returns
     -------
     torch.Tensor of shape (1 or 3, h, w)
-        From 0 to 255: uint8, or float32 where there is more to it than 8 bits. A pixel's value depends on the type
-        of the image and not on its other pixels.
+        From 0 to 255: uint8, or float32 where 8 bits would lose precision. A pixel's value depends on the type of
+        the image, not on its other pixels.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def read_image(sample: Any, shrink_to: Any = None) -> torch.Tensor:
     array = _scaled(_channels_last(array, channels_first), image)
     if array.shape[2] == 4:
         array = array[:, :, :3]
-    # Copied where it is not ours or not writable, so that no sample of the user's is aliased.
+    # Copied, so that the result never shares memory with the user's sample.
     return torch.from_numpy(np.array(array, copy=True, order="C")).permute(2, 0, 1)
 
 
@@ -116,12 +116,12 @@ def rounded(image: Any) -> Any:
 
 
 def encoded_image(sample: Any) -> Any:
-    """Return the bytes of an encoded image, and a name for messages; None and a name for what is not encoded.
+    """Return the bytes of an encoded image (None if the sample is not encoded) and a name for messages.
 
     Parameters
     ----------
     sample : str, path, bytes, bytearray, memoryview, file or dict
-        See :func:`read_image`. A file is read from its beginning, and stays where it was.
+        See :func:`read_image`. A file is read from its beginning, and its position is restored.
 
     Raises
     ------
@@ -173,30 +173,28 @@ def _decoded(text):
 
 
 def _bytes_of_file(file):
-    with _file_lock:  # the same file may stand in X twice, and be read by two threads
+    with _file_lock:  # X may hold the same file twice, and two threads may read it
         try:
             place = file.tell()
             file.seek(0)
             data = file.read()
             file.seek(place)
         except (AttributeError, OSError, ValueError) as error:
-            raise InputError(
-                f"a file that cannot be read from its beginning ({error}); pass its bytes, or its path."
-            ) from error
+            raise InputError(f"cannot read a file from its beginning ({error}); pass its bytes or its path.") from error
     if not isinstance(data, bytes):
         raise InputError("a file in text mode is not an image; open it with open(path, 'rb').")
     return data
 
 
 def load_pixels(image: Any) -> None:
-    """Decode a PIL image in place, upright or with the orientation that is still to be applied in ``getexif()``.
+    """Decode a PIL image in place; ``getexif()`` then holds the orientation that is still to be applied.
 
     Raises
     ------
     InputError
         If it was closed, or its file cannot be decoded.
     """
-    # Pillow turns TIFFs as it decodes them; what it maps from a file it turns wrongly, and it maps only by name.
+    # Pillow rotates TIFFs while decoding them, but wrongly if it maps the file, which needs the file's name.
     name = getattr(image, "filename", None)
     mapped = image.format == "TIFF" and bool(name)
     if mapped:
@@ -211,7 +209,7 @@ def load_pixels(image: Any) -> None:
 
 
 def _opened(sample, shrink_to):
-    """Return the sample as an upright PIL image, in mode "L", "RGB" or one of more than 8 bits."""
+    """Return the sample as an upright PIL image, in mode "L", "RGB" or a mode of more than 8 bits."""
     image_module = require("PIL.Image", "pillow")
     name = "PIL image"
     try:
@@ -275,7 +273,7 @@ def _channels_last(array, channels_first):
         if first and (channels_first or not last):
             array = array.transpose(1, 2, 0)
         elif not last:
-            raise InputError(f"array of shape {array.shape} is not an image: 1, 3 or 4 channels first or last.")
+            raise InputError(f"array of shape {array.shape} is not an image: needs 1, 3 or 4 channels first or last.")
     else:
         raise InputError(f"array of shape {array.shape} is not an image: expected (h, w), (h, w, c) or (c, h, w).")
     if array.size == 0:
@@ -286,7 +284,7 @@ def _channels_last(array, channels_first):
 def _scaled(array, image=None):
     """Scale pixels to 0 to 255 by their type alone: 8 bits where that is exact, else float32.
 
-    ``image`` is the PIL image that the array is of, if there is one.
+    ``image`` is the PIL image that the array comes from, if any.
     """
     if array.dtype == np.uint8:
         return array
@@ -300,11 +298,11 @@ def _scaled(array, image=None):
         if not (low >= 0 and high <= 1):
             raise InputError(
                 f"float image with values from {low:.4g} to {high:.4g}; floats must lie in [0, 1]. "
-                "Divide by the largest possible value, or pass uint8. For pixels that are already normalised "
-                "pass the module itself with arrays as input (backbone(module, modality='tensor') for timm's)."
+                "Divide by the largest possible value, or pass uint8. For pixels that are already normalised, "
+                "pass the module itself with arrays as input (a timm model: backbone(module, modality='tensor'))."
             )
         array = array * 255.0 if array.dtype.itemsize == 8 else array.astype(np.float32) * np.float32(255)
-        # What began as 8 bits is them again, but for the rounding of its own type.
+        # Floats that were made from 8 bits become the same 8 bits again, up to rounding.
         return _eight_bits_if(array, 255 * 2 * np.finfo(array.dtype).eps)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return _eight_bits_if(array.astype(np.float64) / 257, 0.0)
@@ -317,7 +315,7 @@ def _scaled(array, image=None):
         return _eight_bits_if(array.astype(np.float64) / 257, 0.0)
     if low < 0 or high > 255:
         raise InputError(
-            f"integer image of dtype {array.dtype} with values from {low} to {high}: 8 or 16 bits cannot be told; pass "
+            f"integer image of dtype {array.dtype} with values from {low} to {high}: 8 or 16 bits? Pass "
             "image.astype(np.uint8) for 8 bits, image.astype(np.uint16) for 16, or floats in [0, 1]."
         )
     return array.astype(np.uint8)

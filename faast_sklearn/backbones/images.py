@@ -24,7 +24,7 @@ class ImageTransform:
     resize : (height, width) or None
         Target of the antialiased resize.
     keep_ratio : bool
-        Resize to cover the target (for a square one: the shorter side) instead of stretching.
+        Resize to cover the target (a square target: resize the shorter side) instead of stretching.
     crop : (height, width) or None
         Centre crop after the resize, padded with black if the image is smaller.
     interpolation : {"bilinear", "bicubic", "nearest"}
@@ -48,7 +48,7 @@ class ImageTransform:
 
     @property
     def shrink_to(self) -> Any:
-        """Size that reading may reduce towards, or ``None`` where that would change the result."""
+        """``shrink_to`` for reading images; ``None`` for "nearest", where reducing would change the result."""
         return self.resize if self.interpolation != "nearest" else None
 
     def __call__(self, groups, size, device):
@@ -66,7 +66,7 @@ class ImageTransform:
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device)
         out = None
         for positions, images in groups:
-            # MPS has no antialiased bicubic resize, so the few bytes are resized on the host there.
+            # MPS has no antialiased bicubic resize, so images are resized on the host.
             if device.type != "mps":
                 images = images.to(device, non_blocking=True)
             images = self._crop(self._resize(images)).to(device)
@@ -77,8 +77,8 @@ class ImageTransform:
                 out = pixels.new_empty((size, *pixels.shape[1:]))
             if pixels.shape[1:] != out.shape[1:]:
                 raise InputError(
-                    f"images of different size ({tuple(pixels.shape[2:])} and {tuple(out.shape[2:])}) and a "
-                    "preprocessing without resize; resize them first."
+                    f"images have different sizes ({tuple(pixels.shape[2:])} and {tuple(out.shape[2:])}), which the "
+                    "preprocessing does not resize; resize them first."
                 )
             out[torch.as_tensor(positions, device=device)] = pixels
         return out
@@ -95,10 +95,10 @@ class ImageTransform:
         if self.interpolation == "nearest":
             return interpolate(images, size=(H, W), mode="nearest-exact")
         eight_bits = images.dtype == torch.uint8
-        if eight_bits and images.device.type == "cpu":  # has kernels for bytes, several times faster than floats
+        if eight_bits and images.device.type == "cpu":  # its kernels for bytes are several times as fast as for floats
             return interpolate(images, size=(H, W), mode=self.interpolation, antialias=True)
         images = interpolate(images.float(), size=(H, W), mode=self.interpolation, antialias=True)
-        return (images.round_() if eight_bits else images).clamp_(0, 255)  # as bytes would be
+        return (images.round_() if eight_bits else images).clamp_(0, 255)  # as the resize of bytes does
 
     def _crop(self, images):
         if self.crop is None:
@@ -173,7 +173,7 @@ class ImageBackbone(Backbone):
             groups.setdefault((item.dtype, *item.shape), []).append(position)
         stacked = []
         for positions in groups.values():
-            # Stacked channels last, the order in memory of decoded images and of the fast resize.
+            # Channels last in memory, as decoded images are and as the resize is fastest.
             images = torch.stack([items[p].permute(1, 2, 0) for p in positions])
             if self.device.type == "cuda":
                 images = images.pin_memory()

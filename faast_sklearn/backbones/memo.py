@@ -1,4 +1,4 @@
-"""What is remembered of an open backbone, or of its module, for as long as it lives."""
+"""Values that are remembered for an open backbone, or its module, as long as it lives."""
 
 import threading
 import weakref
@@ -23,16 +23,16 @@ def _of(owner):
 
 
 def remembered(owner: Any, key: Any, make: Callable[..., Any], version: Any = None) -> Any:
-    """Return ``make()``, which is called once for each owner and key; other threads wait for it.
+    """Return ``make()``, called once for each owner, key and version; other threads wait for it.
 
     Parameters
     ----------
     owner : object
-        That can be referred to weakly: what is remembered goes with it.
+        Referenced weakly: its values are dropped with it.
     key : hashable
     make : callable
     version : object, default=None
-        What was made of another version of the owner is made anew.
+        Of the owner. If it differs from the remembered one, ``make`` is called again.
 
     Examples
     --------

@@ -20,12 +20,12 @@ _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParalle
 
 
 def unwrapped(module: Any) -> Any:
-    """Return the module inside of what ``torch.compile``, ``DataParallel``, DDP, FSDP or a PEFT adapter put around it.
+    """Return the module inside a wrapper of ``torch.compile``, ``DataParallel``, DDP, FSDP or PEFT.
 
     Raises
     ------
     BackboneError
-        If what is around it takes part in the pass, as learnt prompts of PEFT do.
+        If the wrapper adds learnt prompts (PEFT), which the module inside lacks.
     """
     while True:
         if type(module).__name__ in _WRAPPERS and isinstance(getattr(module, "module", None), torch.nn.Module):
@@ -35,10 +35,10 @@ def unwrapped(module: Any) -> Any:
         elif hasattr(module, "peft_config") and hasattr(module, "get_base_model"):
             if getattr(module.active_peft_config, "is_prompt_learning", False):
                 raise BackboneError(
-                    f"{type(module).__name__} puts prompts that it has learnt in front of each input, which are no "
-                    "part of the model; pass the base model, or an adapter that changes weights (LoRA)."
+                    f"{type(module).__name__} puts learnt prompts before each input, and they are not part of "
+                    "the model; pass the base model, or an adapter that changes weights (LoRA)."
                 )
-            module = module.get_base_model()  # in which the adapter's layers are
+            module = module.get_base_model()  # which contains the adapter's layers
         else:
             return module
 
@@ -50,13 +50,13 @@ def module_dtype(module: Any) -> Any:
 
 
 def module_version(module: Any) -> Any:
-    """Return what changes when a module's tensors are replaced or written to."""
+    """Return a tuple that changes when a module's tensors are replaced or written to."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def place_module(module: torch.nn.Module, device: Any, dtype: Any) -> torch.nn.Module:
-    """Return the module itself if it is all on ``device`` in ``dtype``, else a deep copy that is.
+    """Return the module itself if all of it is on ``device`` in ``dtype``, else a deep copy that is.
 
     Parameters
     ----------
@@ -95,10 +95,10 @@ def open_module(
     modality: Literal["image", "text", "tensor"] | None = None,
     **options: Any,
 ) -> "Backbone":
-    """Open a module of the caller's without changing it.
+    """Open the caller's module without changing it.
 
-    On its own device and dtype the module itself runs, in eval mode for the time of a pass; for
-    another device or dtype a deep copy does.
+    On its own device and dtype the module itself runs, in eval mode during a pass; on another
+    device or in another dtype a deep copy runs.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def open_module(
     device : torch.device
     dtype : torch.dtype
     modality : {"image", "text", "tensor"}, default=None
-        "image" with a ``preprocess``, "tensor" without one.
+        By default "image" with a ``preprocess`` or for a timm model, else "tensor".
     **options
         For transformers models, as in ``"hf:"``.
 
@@ -140,7 +140,7 @@ def open_module(
         return TimmBackbone.wrap(module, device=device, dtype=dtype, in_memory=True)
     if _is_of("transformers", preprocess):
         raise BackboneError(
-            f"{type(preprocess).__name__} belongs to a model of transformers, and {type(module).__name__} is none; "
+            f"{type(preprocess).__name__} belongs to a transformers model, and {type(module).__name__} is not one; "
             "pass (module, preprocess) with a function from one sample to a tensor, and modality='text' for texts."
         )
     return ModuleBackbone(module, preprocess, device, dtype, modality)
@@ -153,9 +153,9 @@ def _is_of(library, thing):
 class ModuleBackbone(Backbone):
     """A module and a function from one sample to a tensor.
 
-    The module's output may be a tensor, a tuple (its first entry counts), or a dict or transformers
-    output (``pooler_output``, ``last_hidden_state``, else the first entry). (n, d) is taken as it
-    is, (n, d, h, w) averaged over space, (n, t, d) averaged over t.
+    The module's output may be a tensor, a tuple (its first entry is used), or a dict or transformers
+    output (``pooler_output``, ``last_hidden_state``, else the first entry). (n, d, h, w) is averaged
+    over space, (n, t, d) over t; other shapes are flattened to (n, d).
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ class ModuleBackbone(Backbone):
         return Batch(stacked.to(self.dtype) if stacked.is_floating_point() else stacked, len(items))
 
     def forward(self, batch: Any) -> Any:
-        """Run the module and reduce its output to one vector a sample."""
+        """Run the module and reduce its output to one vector per sample."""
         with frozen(self.module):
             inputs = batch.inputs.to(self.device, non_blocking=True)
             before = None if self._probed else random_state(self.device)
@@ -249,7 +249,7 @@ def _what_to_pass(module):
 
 
 def _pil(sample):
-    """Give a preprocess the RGB PIL image that torchvision and timm transforms take."""
+    """Return the RGB PIL image that torchvision and timm transforms take."""
     from PIL import Image
 
     if isinstance(sample, (np.ndarray, torch.Tensor)):

@@ -10,12 +10,12 @@ import torch
 
 __all__ = ["derived", "open_count", "open_once", "release_backbones"]
 
-# Reentrant, because a registered backbone may open another one. It also keeps the few seconds of
-# loading, in which libraries' verbosity is turned down, to one thread at a time.
+# Reentrant, because a registered backbone may open another one. Only one thread at a time may load,
+# because loading changes the verbosity of libraries.
 _lock = threading.RLock()
 _named = {}
 _in_memory = collections.OrderedDict()
-_IN_MEMORY_SLOTS = 4  # scikit-learn deep-copies a bare module once a fold; copies must not pile up
+_IN_MEMORY_SLOTS = 4  # scikit-learn deep-copies a bare module in each fold; copies must not pile up
 _count = 0
 
 
@@ -28,7 +28,7 @@ def open_once(key: Any, opener: Callable[..., Any], *, in_memory: bool = False) 
     opener : callable
         Called without arguments at most once while the entry lives.
     in_memory : bool, default=False
-        Whether it wraps a module of the caller's; only the most recent few of those are kept.
+        Whether it wraps the caller's module; only the four most recently used of these are kept.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def derived(opened: Any, key: Any, make: Callable[[], Any]) -> Any:
 
 
 def open_count() -> int:
-    """Count the backbones opened since the process started; clones must not raise it.
+    """Return how many backbones this process has opened; clones do not add to it.
 
     Returns
     -------
@@ -87,10 +87,10 @@ def open_count() -> int:
 
 
 def release_backbones() -> None:
-    """Forget every open backbone and give its memory back.
+    """Close every open backbone and free its memory.
 
-    Estimators keep working: the next call opens what it needs again. Memory returns once no
-    running call uses the backbone any more.
+    Estimators keep working: the next call opens its backbone again. Memory is freed once no
+    running call uses the backbone.
 
     Examples
     --------

@@ -21,7 +21,7 @@ _PIP = "open_clip_torch"
 
 
 class OpenClipBackbone(ImageBackbone):
-    """Projected image features of an open_clip model, with its text tower at hand.
+    """Projected image features of an open_clip model, which also embeds texts.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class OpenClipBackbone(ImageBackbone):
     device : torch.device
     dtype : torch.dtype
     tokenizer : callable
-        From a list of strings to token ids (n, length).
+        Turns a list of strings into token ids (n, length).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OpenClipBackbone(ImageBackbone):
         Parameters
         ----------
         name : str
-            ``"RN50/openai"``: a model of ``open_clip.list_models()`` and one of its tags. Without a tag the first
+            ``"RN50/openai"``: a model of ``open_clip.list_models()`` and one of its tags; by default the first tag
             that open_clip lists.
         device : torch.device
         dtype : torch.dtype
@@ -70,9 +70,9 @@ class OpenClipBackbone(ImageBackbone):
         Raises
         ------
         UnknownBackboneError
-            No such model or tag; the message lists near names.
+            No such model or tag; the message lists similar names.
         BackboneError
-            The weights cannot be had, or the preprocessing is of a kind that is not supported.
+            The weights cannot be found, or the preprocessing is not supported.
         MissingDependencyError
             open_clip is missing or broken.
         """
@@ -84,13 +84,13 @@ class OpenClipBackbone(ImageBackbone):
         if model not in open_clip.list_models() or (tag and tag not in known):
             near = difflib.get_close_matches(name, cls.names(), n=5, cutoff=0.4)
             raise UnknownBackboneError(
-                f"open_clip has no {name!r}. Near names: {', '.join('open_clip:' + n for n in near) or 'none'}."
+                f"open_clip has no {name!r}. Similar names: {', '.join('open_clip:' + n for n in near) or 'none'}."
             )
         if weights is None and pretrained and not known:
             raise BackboneError(f"open_clip has no pretrained weights for {model!r}; pass weights=FILE.")
         tag = tag or (known[0] if weights is None and pretrained else "")
         source = str(weights) if weights is not None else tag if pretrained else None
-        # OpenAI's weights, and some others, were trained with QuickGELU, which the plain model names do not have.
+        # OpenAI's weights, and some others, were trained with QuickGELU, which the plain model names do not imply.
         quick = bool(tag and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
         try:
             with explain_imports("open_clip", _PIP):

@@ -1,4 +1,4 @@
-"""Which prefixes there are, what each one offers, and how to add yours."""
+"""The known prefixes, their names and options, and how to add your own."""
 
 import fnmatch
 import importlib.util
@@ -40,14 +40,14 @@ def register_backbone(prefix: str, cls) -> None:
         Two or more lower-case letters, digits, "-" or "_".
     cls : class or callable
         A :class:`~faast_sklearn.backbones.Backbone` with a classmethod
-        ``open(name, *, device, dtype, **options)``, or such a function. An optional classmethod
-        ``names()`` feeds :func:`list_backbones`. For use with ``n_jobs`` register it in a module
-        that the workers import.
+        ``open(name, *, device, dtype, **options)``, or a function like ``open``. An optional classmethod
+        ``names()`` feeds :func:`list_backbones`. For use with ``n_jobs``, register it in a
+        module that the workers import.
 
     Raises
     ------
     BackboneError
-        If the prefix is built in or malformed, or ``cls`` cannot open anything.
+        If the prefix is built in or malformed, or ``cls`` has no ``open``.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def prefixes() -> Any:
 
 
 def is_built_in(prefix: Any) -> bool:
-    """Whether a prefix is this library's own."""
+    """Whether a prefix is built into this library."""
     return prefix in _BUILT_IN
 
 
@@ -84,7 +84,7 @@ def language_opener_of(prefix: Any) -> Any:
 
 
 def options_of(prefix: Any, name: Any) -> Any:
-    """Return the option names that a backbone takes, or ``None`` for any."""
+    """Return the option names that a backbone takes, or ``None`` if it takes any."""
     options = getattr(_registered[prefix], "options", None)
     if callable(options):
         return tuple(options(name))
@@ -95,7 +95,7 @@ def options_of(prefix: Any, name: Any) -> Any:
 
 
 def list_backbones(pattern: str = "*", *, available_only: bool = True) -> list:
-    """List the spec strings that can be named here.
+    """List the known spec strings.
 
     Parameters
     ----------
@@ -108,9 +108,8 @@ def list_backbones(pattern: str = "*", *, available_only: bool = True) -> list:
     Returns
     -------
     list of str
-        Bundled weights, timm and, where it is installed, open_clip models with pretrained weights (which are
-        downloaded when opened), and the names that registered backbones offer. ``"hf:NAME_OR_PATH"``
-        cannot be enumerated.
+        Bundled weights; models of timm and open_clip, where installed, with pretrained weights (downloaded when
+        opened); and the names that registered backbones offer. ``"hf:NAME_OR_PATH"`` cannot be enumerated.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Opening a model unpickles tensors and nothing else, whichever library opens it."""
+"""Unpickle only tensors while a model is opened, by whichever library."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ _FORCE, _NEVER = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_L
 def tensors_only() -> Iterator[Any]:
     """Make ``torch.load`` refuse everything but tensors and plain containers, even with ``weights_only=False``.
 
-    Older releases of timm and open_clip do not ask for it everywhere. torch reads the variables at each call; one
-    thread opens a model at a time.
+    Older releases of timm and open_clip do not request this everywhere. torch reads the environment variables at each
+    call; only one thread at a time opens a model.
     """
     before = {name: os.environ.pop(name, None) for name in (_FORCE, _NEVER)}
     os.environ[_FORCE] = "1"

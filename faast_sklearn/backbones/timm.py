@@ -1,4 +1,4 @@
-"""``timm:NAME``: image models of the timm library, pooled features before the classifier."""
+"""``timm:NAME``: image models of the timm library; features are pooled, before the classifier."""
 
 import contextlib
 import difflib
@@ -62,9 +62,9 @@ class TimmBackbone(ImageBackbone):
         Raises
         ------
         UnknownBackboneError
-            No such model; the message lists near names.
+            No such model; the message lists similar names.
         BackboneError
-            The weights cannot be had or do not fit.
+            The weights cannot be found or do not fit.
         MissingDependencyError
             timm is missing or broken.
         """
@@ -98,17 +98,17 @@ class TimmBackbone(ImageBackbone):
     def wrap(
         cls, module: torch.nn.Module, *, device: Any, dtype: Any, image_size: Any = None, in_memory: bool = False
     ) -> "TimmBackbone":
-        """Turn a timm module without classifier into a backbone on ``device``.
+        """Turn a timm module into a backbone on ``device``.
 
         Parameters
         ----------
         module : torch.nn.Module
-            Moved to ``device`` and ``dtype`` in place.
+            Moved to ``device`` and ``dtype`` in place, unless ``in_memory``.
         device : torch.device
         dtype : torch.dtype
         image_size : int or (height, width), default=None
         in_memory : bool, default=False
-            The module is the caller's: it stays as it is, and what it has behind the pooling is left out of the pass.
+            The module is the caller's: it is not changed. Its classifier, if any, is skipped in a pass.
 
         Returns
         -------
@@ -126,7 +126,7 @@ class TimmBackbone(ImageBackbone):
         return self
 
     def inner_layers(self) -> list[torch.nn.Module]:
-        """Return the stages of timm's own feature information, and what lies between them in a sequence of stages."""
+        """Return the stages in timm's ``feature_info``, or all stages of the sequence that holds them."""
         names = self._feature_info("module")
         try:
             stages = [self.module.get_submodule(str(name)) for name in names]
@@ -192,7 +192,7 @@ def transform_from_config(config: dict) -> "ImageTransform":
 def _check_name(timm, name, needs_weights):
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(pretrained=True) + timm.list_models(), n=5, cutoff=0.5)
-        hint = f" Near names: {', '.join('timm:' + n for n in near)}." if near else ""
+        hint = f" Similar names: {', '.join('timm:' + n for n in near)}." if near else ""
         raise UnknownBackboneError(
             f"timm has no model {name!r}.{hint} See list_backbones('timm:*{name.split('_')[0]}*')."
         )
@@ -222,7 +222,7 @@ def _create(timm, name, pretrained, image_size, options):
 
     try:
         if image_size is not None:
-            with contextlib.suppress(TypeError):  # transformers need it to build; convolutions refuse it
+            with contextlib.suppress(TypeError):  # vision transformers need the size; convolutional models refuse it
                 return create(img_size=_height_and_width(image_size))
         return create()
     except ImportError:
@@ -240,7 +240,7 @@ def _create(timm, name, pretrained, image_size, options):
 
 
 def _load_file(timm, module, weights):
-    """Load a state dict, tolerating nothing but the classifier that was left out."""
+    """Load a state dict; only tensors of the left-out classifier may be in excess."""
     try:
         state = timm.models.load_state_dict(str(weights), weights_only=True)
     except Exception as error:
@@ -258,7 +258,7 @@ def _load_file(timm, module, weights):
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if missing or unexpected or shapes:
         raise BackboneError(
-            f"weights={str(weights)!r} are of another architecture: {len(missing)} tensors missing {missing[:3]}, "
+            f"weights={str(weights)!r} belong to another architecture: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}."
         )
     module.load_state_dict({key: state[key] for key in expected})

@@ -239,7 +239,7 @@ def closed(path):
 LONG = "/9j/" + "A?" * 200_000
 REFUSED = {
     "closed image": (lambda path: closed(path), "closed"),
-    "closed file": (lambda path: (f := open(path, "rb"), f.close())[0], "its bytes, or its path"),  # noqa: SIM115
+    "closed file": (lambda path: (f := open(path, "rb"), f.close())[0], "its bytes or its path"),  # noqa: SIM115
     "text file": (lambda path: io.StringIO("x"), "text mode"),
     "address": (lambda path: "https://example.org/cat.png", "download"),
     "not base64": (lambda path: LONG, "neither a path nor"),

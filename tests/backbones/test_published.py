@@ -225,7 +225,7 @@ def test_only_safetensors_inside_the_folder_are_read(base, tmp_path):
         backbone(folder, base_config=config).open_language_model("cpu")
     shutil.move(tmp_path / "model.safetensors", folder / "part.safetensors")
     index.write_text(json.dumps({"weight_map": {"model.x": "part.safetensors"}}))
-    with pytest.raises(BackboneError, match=r"promises 1 tensors that its files lack: model\.x"):
+    with pytest.raises(BackboneError, match=r"lists 1 tensors that its files lack: model\.x"):
         backbone(folder, base_config=config).open_language_model("cpu")
     index.unlink()
     (folder / "model.safetensors").write_bytes(b"not safetensors")

@@ -108,7 +108,7 @@ def test_what_cannot_be_placed_is_refused_by_name():
     for kind, why in ((Squared, "logits differ from the head's result"), (Sidestepped, "logits differ")):
         model = kind(config).eval()
         with pytest.raises(
-            BackboneError, match=rf"cannot place the output matrix of 'llama' models \({kind.__name__}.*{why}"
+            BackboneError, match=rf"cannot use the output matrix of 'llama' models \({kind.__name__}.*{why}"
         ):
             find_architecture(model)
         assert hook_count(model) == 0

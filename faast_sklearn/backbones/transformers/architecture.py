@@ -1,4 +1,4 @@
-"""Where a language model keeps its blocks, final norm and output matrix, found and checked by one tiny pass."""
+"""Find a language model's blocks, final norm and output matrix, and check them by one small pass."""
 
 import threading
 from collections import deque
@@ -13,8 +13,8 @@ from faast_sklearn.errors import BackboneError
 
 __all__ = ["Architecture", "Finish", "find_architecture"]
 
-# What models do to their output matrix's result, by the configuration's name for it. Whether a scale multiplies
-# or divides, and whether a field is used at all, is measured.
+# Configuration fields that may scale or cap the result of the output matrix. A pass shows whether the model uses them,
+# and whether it multiplies or divides by a scale.
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
 _PROBE_RANGE = 60.0  # beyond every soft cap in use, and within float16
@@ -44,7 +44,7 @@ class Finish:
     bias: torch.Tensor | None = None
 
     def __call__(self, raw, tokens=None):
-        """Return the logits of ``raw``, of the same shape (..., vocabulary), or of some ``tokens`` alone."""
+        """Return the logits of ``raw``, whose last axis is the vocabulary or the given ``tokens`` only."""
         if self.scale != 1.0:
             raw = raw * self.scale
         if self.cap is not None:
@@ -67,17 +67,17 @@ class Architecture:
     Parameters
     ----------
     embedding : torch.nn.Module
-        Input embedding, of the decoder in an encoder-decoder.
+        Input embedding; in an encoder-decoder, that of the decoder.
     head : torch.nn.Linear
         The output matrix.
     final_norm : torch.nn.Module or None
         The module whose output, times ``norm_factor``, is the output matrix's input.
     norm_factor : float
-        1 but for T5 with tied embeddings, which has ``d ** -0.5``.
+        1, except ``d ** -0.5`` for T5 with tied embeddings.
     layers : torch.nn.ModuleList
         The decoder's blocks.
     finish : Finish
-        From the output matrix's result to the logits.
+        Turns the output matrix's result into the logits.
     """
 
     embedding: nn.Module
@@ -89,16 +89,16 @@ class Architecture:
 
 
 def find_architecture(module: Any) -> "Architecture":
-    """Find the parts of a language model, and check on five tokens that they do what their places suggest.
+    """Find the parts of a language model, and check by a pass over five tokens that they do what is expected.
 
-    Blocks and norm are recognised by what they are called with and return, not by their names, so models need
-    no entry of their own. The output matrix's result is replaced in the pass by numbers that reach far beyond
-    any soft cap, so that a scale or cap is seen whatever the weights are.
+    Blocks and norm are recognised by when they run and what they return, not by their names, so a new model needs no
+    code here. In this pass, numbers far beyond any soft cap replace the output matrix's result, so that a scale or cap
+    shows whatever the weights are.
 
     Parameters
     ----------
     module : transformers.PreTrainedModel
-        With a language-model head; causal or encoder-decoder. Unchanged.
+        With a language-model head; causal or encoder-decoder. Not changed.
 
     Returns
     -------
@@ -107,8 +107,8 @@ def find_architecture(module: Any) -> "Architecture":
     Raises
     ------
     BackboneError
-        If there is no output matrix or the logits are not what it and the configuration's scalings give; the
-        message says which model, what was tried and what differs.
+        If output matrix or blocks are not found, or the logits do not follow from the output matrix and the
+        configuration's scalings; the message names the model, what was tried and the difference.
     """
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     if head is None:
@@ -137,13 +137,13 @@ def find_architecture(module: Any) -> "Architecture":
 
 
 class _Pass:
-    """One pass over five tokens under hooks, which are gone afterwards."""
+    """One pass over five tokens with temporary hooks."""
 
     def __init__(self, module, decoder, head):
         self.module, self.decoder, self.head = module, decoder, head
         self.hidden = self.product = self.raw = None
         self.calls = {}  # module of the decoder -> its last output, in the order of the calls
-        self.thread = threading.get_ident()  # a caller's module may be in use elsewhere
+        self.thread = threading.get_ident()  # other threads may run the same module
 
     def run(self, both):
         vocabulary, device = self.head.out_features, self.head.weight.device
@@ -185,7 +185,7 @@ def _check_head(module, head, hidden, product):
 
 
 def _find_layers(module, decoder, calls):
-    """Return the shallowest list of modules that all ran, and the module that owns it."""
+    """Return the shallowest ``ModuleList`` whose blocks all ran, and the module that owns it."""
     queue = deque([decoder])
     while queue:
         owner = queue.popleft()
@@ -198,8 +198,8 @@ def _find_layers(module, decoder, calls):
 
 
 def _find_norm(owner, calls, hidden):
-    # In the order of the calls, so that the norm comes before a dropout that passes it on. OPT may have a projection
-    # there instead.
+    # In the order of the calls, so that the norm comes before a dropout that returns its input. OPT may have a
+    # projection instead of a norm.
     children = set(owner.children())
     for part, output in calls.items():
         if part not in children or isinstance(part, (nn.Dropout, nn.Identity, nn.Linear)):
@@ -209,7 +209,7 @@ def _find_norm(owner, calls, hidden):
         ours, theirs = _exact(output), _exact(hidden)
         factor = float((ours * theirs).sum() / (ours * ours).sum())
         if factor > 0 and _close(hidden, ours * factor, output.dtype):
-            # Rounding of the pass is no factor.
+            # A factor that rounding explains is 1.
             return part, 1.0 if _close(hidden, output, output.dtype) else factor
     return None, 1.0
 
@@ -233,7 +233,7 @@ def _find_finish(module, raw, logits):
         raise _cannot(
             module,
             f"its logits differ from the head's result by up to {errors[best]:.3g} on a range of "
-            f"{_PROBE_RANGE:g} (tried: {tried}), so it does something to them that is not known here",
+            f"{_PROBE_RANGE:g} (tried: {tried}), so the model changes them in an unsupported way",
         )
     return candidates[best]
 
@@ -244,7 +244,7 @@ def _numbers(config, names):
 
 
 def _close(one, other, dtype=None):
-    """Whether two tensors agree as far as the coarser precision goes."""
+    """Whether two tensors agree within the coarser of their precisions."""
     epsilon = max(torch.finfo(d).eps for d in (one.dtype, other.dtype, dtype or one.dtype))
     one, other = _exact(one), _exact(other)
     return bool((one - other).abs().max() <= 16 * epsilon * other.abs().max())
@@ -256,4 +256,4 @@ def _exact(tensor):
 
 def _cannot(module, why):
     kind = getattr(getattr(module, "config", None), "model_type", None)
-    return BackboneError(f"cannot place the output matrix of {kind!r} models ({type(module).__name__}): {why}.")
+    return BackboneError(f"cannot use the output matrix of {kind!r} models ({type(module).__name__}): {why}.")

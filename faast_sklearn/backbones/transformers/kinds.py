@@ -31,7 +31,7 @@ _APPLICABLE = {
 
 
 def model_kind(config: Any) -> Literal["dual", "image", "encoder-decoder", "decoder", "encoder"]:
-    """Tell how a transformers model turns into features.
+    """Classify a transformers model by how it gives features.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def model_kind(config: Any) -> Literal["dual", "image", "encoder-decoder", "deco
         )
     if kind in auto.MODEL_FOR_CTC_MAPPING_NAMES or kind in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         raise BackboneError(f"{kind!r} models read audio, which is not supported.")
-    # Some image models have a vocabulary too, of visual words.
+    # Some image models also have a vocabulary (of visual tokens).
     image = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     image = image and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if image or getattr(config, "vocab_size", None) is None:
@@ -67,14 +67,14 @@ def model_kind(config: Any) -> Literal["dual", "image", "encoder-decoder", "deco
         raise BackboneError(f"{kind!r} models are neither image nor text models.")
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
-    # BERT and its kin are registered as language models too; a masked one is an encoder unless told otherwise.
+    # BERT-like models are also registered as causal; a masked language model is an encoder unless is_decoder is set.
     masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture.endswith("ForCausalLM")
     return "decoder" if causal and not masked else "encoder"
 
 
 def language_head(config: Any) -> str | None:
-    """Name the class that loads a language model with its head, also of one that reads images too.
+    """Name the class that loads a language model with its head, also if the model reads images.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def language_head(config: Any) -> str | None:
     Raises
     ------
     BackboneError
-        As :func:`model_kind`.
+        As in :func:`model_kind`.
     """
     from transformers.models.auto import modeling_auto as auto
 
@@ -98,7 +98,7 @@ def language_head(config: Any) -> str | None:
 
 
 def _features_module(module, config):
-    """Return the part of a model of transformers that gives features: what ``AutoModel`` opens from its folder.
+    """Return the part of a transformers model that gives features, as ``AutoModel`` would load it.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def _features_module(module, config):
     from transformers import MODEL_MAPPING
 
     if hasattr(module, "timm_model"):
-        return module  # TimmBackbone runs what is in it
+        return module  # TimmBackbone runs the timm model inside
     try:
         wanted = MODEL_MAPPING[type(config)]
     except KeyError:
@@ -119,19 +119,17 @@ def _features_module(module, config):
     if inside is not None:
         return inside
     name = type(module).__name__
-    if "For" not in name and not name.endswith("LMHeadModel"):  # a model without a task: an encoder of a pair, say
+    if "For" not in name and not name.endswith("LMHeadModel"):  # no task head, e.g. one encoder of a pair
         return module
     base = module.base_model
     if base is module:
         named = " or ".join(cls.__name__ for cls in (wanted if isinstance(wanted, tuple) else (wanted,))) or "AutoModel"
-        raise BackboneError(
-            f"{name} has a task's output and no features by themselves; pass a {named} of transformers."
-        )
+        raise BackboneError(f"{name} gives the output of its task, not features; pass a {named} of transformers.")
     return base
 
 
 class HuggingFaceBackbone:
-    """Opens transformers models; which class comes back depends on the model's configuration."""
+    """Opens transformers models; the model's configuration decides which class is returned."""
 
     @classmethod
     def open(
@@ -165,12 +163,12 @@ class HuggingFaceBackbone:
             Images: "cls", "mean", "pooler"; "auto" is the model's pooled output, or the class token
             where that output passes through a layer that only pretraining used.
         max_length : int, default=None
-            Most tokens read, special ones included; the model's own limit by default.
+            Largest number of tokens read, special ones included; the model's own limit by default.
         truncation : {"warn", "error"}, default="warn"
         layer : int, default=None
             Hidden state to take, as in ``hidden_states``; the last one after the final norm by default.
         tower : {"image", "text"}, default="image"
-            Of a dual encoder (CLIP, SigLIP): which inputs to encode. Both have the projected features.
+            Of a dual encoder (CLIP, SigLIP): which inputs to encode. Both towers give projected features.
         revision : str, default=None
         local_files_only : bool, default=False
         gguf_file : str, default=None
@@ -178,8 +176,8 @@ class HuggingFaceBackbone:
         trust_remote_code : bool, default=False
             Run Python code from the repository.
         base_config : str, default=None
-            Of a published FAAST checkpoint only: folder, ``config.json`` or name of its base model's configuration;
-            by default the name in the checkpoint. Its base model gives the features.
+            Only for a published FAAST checkpoint, whose base model gives the features: folder, ``config.json`` or
+            name of the base model's configuration; by default the name in the checkpoint.
 
         Returns
         -------
@@ -236,11 +234,11 @@ class HuggingFaceBackbone:
         device : torch.device
         dtype : torch.dtype
         max_length : int, default=None
-            Bounds the tokens of a sequence, prompt and answer together.
+            Largest number of tokens of a sequence, prompt and answer together.
         revision, local_files_only, gguf_file, trust_remote_code, base_config
             As in :meth:`open`.
         **options
-            Of features only; refused unless they have their default values.
+            Options for features; refused unless they have their default values.
 
         Returns
         -------
@@ -249,7 +247,7 @@ class HuggingFaceBackbone:
         Raises
         ------
         BackboneError
-            Also if it is not a language model, or its output matrix cannot be placed.
+            Also if it is not a language model, or its output matrix cannot be used.
         TypeError, MissingDependencyError
         """
         refuse_feature_options(options, _DEFAULTS)
@@ -318,7 +316,7 @@ class HuggingFaceBackbone:
 
     @classmethod
     def from_sentence_transformer(cls, model: Any, *, device: Any, dtype: Any, **options: Any) -> Any:
-        """Wrap a ``SentenceTransformer`` that is already in memory, as its saved folder is opened.
+        """Wrap a ``SentenceTransformer`` that is already in memory, as if its saved folder were opened.
 
         Parameters
         ----------
@@ -327,7 +325,7 @@ class HuggingFaceBackbone:
         device : torch.device
         dtype : torch.dtype
         **options
-            As in :meth:`from_memory`; with ``pooling`` the steps after the model are left out.
+            As in :meth:`from_memory`; an explicit ``pooling`` leaves out the steps after the model.
 
         Returns
         -------
@@ -346,7 +344,7 @@ class HuggingFaceBackbone:
 
 
 def _opened(source, config, dtype):
-    """Load the part of a model that gives features; of half a model, such as an encoder alone, by its own class."""
+    """Load the part of a model that gives features; a checkpoint of an encoder alone is loaded by its own class."""
     own = (config.architectures or [""])[0]
     try:
         return source.model(config, dtype)
@@ -361,14 +359,14 @@ def _published(source, base_config, dtype):
     settings = published_settings(source)
     if settings is not None:
         return load_published(source, settings, base_config, dtype)
-    # One that is not there at all is reported as such when its weights are opened.
+    # A source that does not exist is reported when its configuration is loaded.
     if base_config is not None and (source.gguf_file is not None or source.fetch("config.json") is not None):
-        raise TypeError(f"base_config= is for published FAAST checkpoints, and {source.name!r} is none.")
+        raise TypeError(f"base_config= is for published FAAST checkpoints, and {source.name!r} is not one.")
     return None
 
 
 def _part(preprocess, name, fits, remedy):
-    """Return a function that gives a part of a processor, or the processor that is one; and raises if there is none."""
+    """Return a function that returns ``preprocess`` or its part ``name``, whichever fits, or raises BackboneError."""
 
     def part():
         for found in (preprocess, getattr(preprocess, name, None)):
@@ -411,14 +409,14 @@ def wrap(
     options: dict,
     settings: "SentenceSettings | None",
 ) -> Any:
-    """Put the backbone that fits around an open module.
+    """Wrap an open module in the backbone that fits it.
 
     Parameters
     ----------
     module : torch.nn.Module
     config : transformers.PretrainedConfig
     tokenizer, image_processor : callable
-        Called without arguments if needed.
+        Called without arguments, if needed.
     device : torch.device
     dtype : torch.dtype
     options : dict
@@ -441,7 +439,7 @@ def wrap(
         text, missing = None, None
         try:
             tokens = tokenizer()
-        except BackboneError as error:  # the image side does without
+        except BackboneError as error:  # images need no tokenizer
             if options["tower"] == "text":
                 raise
             missing = error

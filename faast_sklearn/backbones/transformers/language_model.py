@@ -1,4 +1,4 @@
-"""An opened, frozen language model with its head: what fast weights for token prediction are put on."""
+"""An open, frozen language model with its head, to which fast weights for token prediction are added."""
 
 import functools
 import inspect
@@ -19,8 +19,8 @@ class LanguageModel:
     """A frozen causal or encoder-decoder language model behind its tokenizer.
 
     Made by :meth:`BackboneHandle.open_language_model
-    <faast_sklearn.backbones.handle.BackboneHandle.open_language_model>`, once a process; clones of an estimator
-    share it. A module of the caller's keeps its mode, gradient flags and dtype, so run passes inside
+    <faast_sklearn.backbones.handle.BackboneHandle.open_language_model>`, once per process; clones of an
+    estimator share it. The caller's module keeps its mode, gradient flags and dtype, so run passes inside
     :func:`~faast_sklearn.backbones.base.frozen`.
 
     Parameters
@@ -28,36 +28,36 @@ class LanguageModel:
     module : transformers.PreTrainedModel
         With a language-model head; on ``device``, in ``dtype``.
     tokenizer : Hugging Face tokenizer or None
-        Not modified. None serves who brings token ids.
+        Not modified. None if only token ids are passed.
     device : torch.device
     dtype : torch.dtype
     max_length : int, default=None
-        Bounds ``limit``.
+        Sets ``limit``; by default it is that of model and tokenizer.
     gguf : bool, default=False
     readouts : Readouts, default=None
 
     Attributes
     ----------
     module, tokenizer, device, dtype, gguf, readouts
-        As passed. transformers refuses to save what was opened from GGUF. ``readouts`` are those of published
-        FAAST checkpoints.
+        As passed. transformers refuses to save a model opened from GGUF. Published FAAST checkpoints have
+        ``readouts``.
     encoder_decoder : bool
     limit : int or None
-        Most tokens of a sequence, prompt and answer together; of each side in an encoder-decoder. ``None`` where
-        neither model nor tokenizer says any.
+        Largest number of tokens of prompt and answer together; in an encoder-decoder, of each. ``None`` if neither
+        model nor tokenizer has a limit.
     embedding : torch.nn.Module
-        Input embedding, of the decoder in an encoder-decoder.
+        Input embedding; in an encoder-decoder, that of the decoder.
     head : torch.nn.Linear
         The output matrix, ``weight`` of shape (vocabulary, d).
     final_norm : torch.nn.Module or None
-        The module whose output, times ``norm_factor``, is the head's input; ``None`` where there is none right
-        there, as in BART.
+        The module whose output, times ``norm_factor``, is the head's input; ``None`` if no norm is directly
+        before the head, as in BART.
     norm_factor : float
-        1 but for T5 with tied embeddings, which has ``d ** -0.5``.
+        1, except ``d ** -0.5`` for T5 with tied embeddings.
     layers : torch.nn.ModuleList
         The decoder's blocks.
     pad_id : int
-        A legal id, also where the tokenizer has no padding token.
+        A valid id, even if the tokenizer has no padding token.
     eos_ids : tuple of int
         Tokens that end an answer.
     default_batch_size : int
@@ -67,7 +67,7 @@ class LanguageModel:
     Raises
     ------
     BackboneError
-        If the output matrix cannot be placed or ``max_length`` is more than there are positions.
+        If the output matrix cannot be used or ``max_length`` exceeds the number of positions.
 
     Examples
     --------
@@ -124,7 +124,7 @@ class LanguageModel:
         ----------
         raw : torch.Tensor of shape (..., vocabulary)
         tokens : torch.Tensor of int64, default=None
-            Which tokens the last axis stands for, where it is not all of the vocabulary.
+            Tokens of the last axis, if it is not the whole vocabulary.
 
         Returns
         -------
@@ -134,7 +134,7 @@ class LanguageModel:
 
     @property
     def logit_scale(self) -> Any:
-        """Factor between the output matrix's result and the logits, where they are small."""
+        """Factor between the output matrix's result and the logits, for values far below the soft cap."""
         return self._finish.scale
 
     def logit_slope(self, raw: torch.Tensor) -> Any:
@@ -147,13 +147,13 @@ class LanguageModel:
         Returns
         -------
         torch.Tensor of the same shape, or float
-            A number where it is the same everywhere.
+            A float if it is the same for all entries.
         """
         return self._finish.slope(raw)
 
     @functools.cached_property
     def reads_mask(self) -> bool:
-        """Whether a prompt that is padded on the left goes on as it does alone; found out by one small pass each."""
+        """Whether left padding leaves the next token's logits of a prompt unchanged; checked by two small passes."""
         if self.encoder_decoder:
             return True
         ids = torch.tensor([[min(5, self.head.out_features - 1), min(7, self.head.out_features - 1)]])
@@ -171,7 +171,7 @@ class LanguageModel:
         return alike(last(ids, torch.ones_like(ids)), last(padded, mask), self.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of hidden states as they enter the output matrix.
+        """Return the logits of hidden states that enter the output matrix.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class LanguageModel:
         return self.finish_logits(self.head(hidden))
 
     def normalise(self, states: torch.Tensor) -> torch.Tensor:
-        """Take hidden states from in front of the final norm to where they enter the output matrix.
+        """Apply the final norm to hidden states, so that they can enter the output matrix.
 
         Parameters
         ----------
@@ -212,14 +212,14 @@ class LanguageModel:
         return next((int(token) for token in found if self._legal(token)), 0)
 
     def _legal(self, token):
-        # Configurations carry the defaults of other checkpoints, beyond this one's vocabulary.
+        # Configurations may hold token ids of other checkpoints, beyond this vocabulary.
         return token is not None and 0 <= token < self.head.out_features
 
 
 def language_model_in_memory(
     module: Any, tokenizer: Any, *, device: Any, dtype: Any, max_length: int | None = None, **options: Any
 ) -> "LanguageModel":
-    """Wrap a language model of the caller's, which is not changed.
+    """Wrap the caller's language model without changing it.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def language_model_in_memory(
     dtype : torch.dtype
     max_length : int, default=None
     **options
-        Of feature extraction only; refused.
+        Options for features; refused.
 
     Returns
     -------
@@ -253,7 +253,7 @@ def language_model_in_memory(
 
 
 def refuse_feature_options(options: Any, defaults: Any = None) -> None:
-    """Raise TypeError for an option that only feature extraction has, unless it has its default value."""
+    """Raise TypeError for an option that applies to features only, unless it has its default value."""
     for name, value in options.items():
         if defaults is None or value != defaults.get(name):
             raise TypeError(f"{name}= is for features and does not apply to language models; leave it out.")

@@ -1,4 +1,4 @@
-"""Get configuration, weights, tokenizer and image processor of a transformers model, or say what was tried."""
+"""Load configuration, weights, tokenizer and image processor of a transformers model; errors say what was tried."""
 
 import contextlib
 import functools
@@ -17,12 +17,12 @@ from faast_sklearn.optional import explain_imports, require
 
 __all__ = ["IncompleteWeightsError", "Source", "absent_tensors", "adapter_hint"]
 
-# How the files of tokenizers begin.
+# Prefixes of the names of tokenizer files.
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens")
 
 
 def adapter_hint(folder: Any) -> Any:
-    """Say what to do with a folder that holds an adapter of PEFT, which is no model by itself; else nothing."""
+    """Return advice for a folder that holds a PEFT adapter instead of a model, else an empty string."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         return ""
@@ -34,11 +34,11 @@ def adapter_hint(folder: Any) -> Any:
 
 
 class IncompleteWeightsError(BackboneError):
-    """A checkpoint lacks tensors of the class that it was to be opened as."""
+    """The tensors of a checkpoint do not fit the class that opens it."""
 
 
 def absent_tensors(shell: torch.nn.Module, tensors: Any) -> list:
-    """Name the tensors of a model that are not among ``tensors``; of tied ones a single name is enough.
+    """Name the tensors of a model that are not among ``tensors``; one name is enough for tied tensors.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Source:
     Parameters
     ----------
     name : str
-        Repository or folder; an existing folder is used without looking anywhere else.
+        Repository or folder; if the folder exists, nothing is looked up anywhere else.
     revision : str, default=None
     local_files_only : bool, default=False
     gguf_file : str, default=None
@@ -85,10 +85,10 @@ class Source:
         if gguf_file is not None:
             gguf = require("gguf")
             if not hasattr(gguf, "__version__"):
-                # transformers reads it there where Python 3.10 does not find the package that a module is from.
+                # transformers reads the version there if Python 3.10 does not find the package of a module.
                 gguf.__version__ = importlib.metadata.version("gguf")
             self.options["gguf_file"] = gguf_file
-        self._memory = {}  # of _parsed_once
+        self._memory = {}  # used by _parsed_once
         if self.local and gguf_file is None and not (Path(name) / "config.json").is_file():
             found = sorted(path.name for path in Path(name).glob("*.gguf"))
             hint = f" It has {found[0]!r}: pass gguf_file={found[0]!r}." if found else adapter_hint(Path(name))
@@ -103,7 +103,7 @@ class Source:
         return self._load("AutoTokenizer", "tokenizer", **options)
 
     def tokenizer_if_any(self) -> Any:
-        """Load the tokenizer; None if a local folder holds no file of one."""
+        """Load the tokenizer; None if a local folder holds no tokenizer file."""
         if self.local and self.gguf_file is None:
             names = [file.name for file in Path(self.name).iterdir()]
             if not any(name.startswith(_TOKENIZER_FILES) or name.endswith((".model", ".tiktoken")) for name in names):
@@ -122,7 +122,7 @@ class Source:
         config : transformers.PretrainedConfig
         dtype : torch.dtype
         auto : str, default="AutoModel"
-            The class that picks the model's: the default leaves out task heads.
+            Name of the class to load; the default leaves out task heads.
 
         Returns
         -------
@@ -137,7 +137,7 @@ class Source:
             with self._explain("weights"), quiet_transformers(), self._parsed_once():
                 return self._gguf(config, dtype, auto)
         module, report = self._load(auto, "weights", dtype=dtype, config=config, output_loading_info=True)
-        # Poolers, and without a head decoders, are not used.
+        # Poolers are not used, nor, without a head, decoders.
         encoder = "encoder." if auto == "AutoModel" and getattr(config, "is_encoder_decoder", False) else ""
         missing = [
             key
@@ -145,9 +145,7 @@ class Source:
             if "pooler" not in key and not key.endswith("position_ids") and (not encoder or encoder in key)
         ]
         if auto == "AutoModel" and any("pooler" in key for key in report["unexpected_keys"]):
-            raise IncompleteWeightsError(
-                f"{type(module).__name__} has no pooler, and the weights of {self.name!r} have."
-            )
+            raise IncompleteWeightsError(f"{type(module).__name__} has no pooler, but the weights of {self.name!r} do.")
         if missing:
             raise IncompleteWeightsError(
                 f"the weights of {self.name!r} lack {len(missing)} tensors of {type(module).__name__}, which would "
@@ -156,7 +154,7 @@ class Source:
         return module
 
     def assemble(self, model_class: Any, config: Any, tensors: dict, dtype: Any) -> Any:
-        """Build a model from its configuration and tensors, which are all there.
+        """Build a model from its configuration and a complete set of tensors.
 
         Parameters
         ----------
@@ -180,7 +178,7 @@ class Source:
         from huggingface_hub import hf_hub_download
 
         hub: dict[str, Any] = self.hub
-        # Whatever is wrong with the hub has been reported for the weights already.
+        # Problems with the hub are reported when configuration and weights are loaded.
         with contextlib.suppress(Exception):
             return hf_hub_download(self.name, file, **hub)
         return None
@@ -188,7 +186,7 @@ class Source:
     def _gguf(self, config, dtype, auto):
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-        # from_pretrained asks for the package accelerate here and does nothing else that is needed.
+        # from_pretrained would need the package accelerate here, for nothing that is used.
         path = self.fetch(self.gguf_file)
         if path is None:
             raise OSError(f"no file {self.gguf_file!r}")
@@ -202,10 +200,10 @@ class Source:
 
     @contextlib.contextmanager
     def _parsed_once(self):
-        """Keep what is read of a GGUF file, which transformers parses anew for each of its parts.
+        """Parse a GGUF file once for all of its parts, for each of which transformers parses it again.
 
-        Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`; what is swapped in for that time
-        returns the same results for the same arguments.
+        Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`; the temporary replacements return the
+        same results for the same arguments.
         """
         if self.gguf_file is None:
             yield
@@ -216,7 +214,7 @@ class Source:
         if not self._memory:
 
             class Reader(gguf.GGUFReader):
-                # It takes millions of small slices, each of which costs a memmap several times a plain array.
+                # The reader takes millions of small slices, and each is several times slower on a memmap.
                 def __setattr__(self, name, value):
                     super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
@@ -246,7 +244,7 @@ class Source:
         except Exception as error:
             problem = f"cannot load the {what} of {self.name!r}: {type(error).__name__}: {error}"
             if "trust_remote_code" in str(error):
-                raise BackboneError(f"{problem}\nIf you trust its author: trust_remote_code=True.") from error
+                raise BackboneError(f"{problem}\nIf you trust its author, pass trust_remote_code=True.") from error
             if self.local:
                 raise BackboneError(f"{problem}\nThe folder exists, so nothing else was tried.") from error
             raise BackboneError(f"{problem}\n{self._tried()}") from error

@@ -1,4 +1,4 @@
-"""Published FAAST checkpoints: a base language model and trained readouts in one folder, read without its code."""
+"""Read published FAAST checkpoints, a base language model and trained readouts in one folder, without their code."""
 
 import json
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Readouts:
     layer_indices : tuple of n int
         The block before which each middle memory sits.
     alpha : float
-        Exponent of the truncation, singular values below ``N ** -alpha`` of the largest.
+        Exponent of the truncation: singular values below ``N ** -alpha`` times the largest are dropped.
     weight : float, default=0.9
         Of the output memory.
     """
@@ -56,7 +56,7 @@ class Readouts:
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A published checkpoint, read.
+    """A published checkpoint in memory.
 
     Parameters
     ----------
@@ -88,13 +88,13 @@ def published_settings(source: Any) -> dict | None:
     Raises
     ------
     BackboneError
-        If it is one of a kind that is not supported.
+        If the kind of checkpoint is not supported.
     """
     path = None if source.gguf_file is not None else source.fetch("config.json")
     try:
         settings = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
-        return None  # transformers says what is wrong with it
+        return None  # transformers will report the error
     if not isinstance(settings, dict) or "base_model" not in settings or "reader_type" not in settings:
         return None
     for name, supported in _SUPPORTED.items():
@@ -120,9 +120,9 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
     ----------
     source : Source
     settings : dict
-        As :func:`published_settings` returns.
+        From :func:`published_settings`.
     base_config : str or None
-        Folder or ``config.json`` of the base model, or its name on the hub; by default what the checkpoint names.
+        Folder or ``config.json`` of the base model, or its name on the hub; by default the name in the checkpoint.
     dtype : torch.dtype
         Of the base model.
 
@@ -133,7 +133,7 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
     Raises
     ------
     BackboneError
-        Names each tensor that is missing, unexpected or wrongly shaped; or says how to give ``base_config``.
+        Names up to 20 tensors that are missing, unexpected or wrongly shaped; or says how to pass ``base_config``.
     """
     config, origin = _base_config(source, settings["base_model"], base_config)
     with quiet_transformers(), torch.device("meta"):
@@ -146,7 +146,7 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
             ) from error
     tensors = _read_tensors(source)
     base = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    # The causal masks that older versions of transformers kept among GPT-2's weights.
+    # Drop the causal masks that older versions of transformers saved with GPT-2's weights.
     base = {name: value for name, value in base.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     rest = {name: value for name, value in tensors.items() if not name.startswith("model.")}
     state = shell.state_dict(keep_vars=True)
@@ -171,7 +171,7 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
 
 
 class _Folder:
-    """A folder, or one that a file lies in, or neither."""
+    """A folder, or the folder of a file; it need not exist."""
 
     def __init__(self, path):
         path = Path(path)
@@ -194,7 +194,7 @@ def _base_config(source, named, given):
             )
     except Exception as error:
         raise BackboneError(
-            f"the FAAST checkpoint {source.name!r} was made from {named!r} and has no configuration of it; "
+            f"the FAAST checkpoint {source.name!r} was made from {named!r} but lacks its configuration; "
             f"{origin!r} cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). Pass "
             "base_config=PATH, a folder with the base model's config.json (its weights are not needed) or that file."
         ) from error
@@ -213,12 +213,12 @@ def _read_tensors(source):
         names = sorted(set(promised.values()))
     tensors = {}
     for name in names:
-        # An index must not reach out of its folder.
+        # An index must not name files outside its folder.
         path = source.fetch(name) if Path(name).name == name else None
         if path is None:
             raise BackboneError(
                 f"the FAAST checkpoint {source.name!r} has no file {name!r}; its weights must be safetensors "
-                "(pickled ones are not read)."
+                "(pickled weights are not read)."
             )
         try:
             tensors.update(load_file(path))
@@ -227,13 +227,13 @@ def _read_tensors(source):
     absent = [] if index is None else sorted(set(promised) - set(tensors))
     if absent:
         raise BackboneError(
-            f"the index of {source.name!r} promises {len(absent)} tensors that its files lack: {', '.join(absent[:5])}."
+            f"the index of {source.name!r} lists {len(absent)} tensors that its files lack: {', '.join(absent[:5])}."
         )
     return tensors
 
 
 def _readouts(tensors, settings, config):
-    """Return the readouts, and what is wrong with them, if anything."""
+    """Return the readouts and a list of their faults."""
     n, width, depth = settings["num_layers"], config.hidden_size, config.num_hidden_layers
     if n >= depth:
         return None, [f"num_layers={n}, but the base model has {depth} blocks"]
@@ -262,7 +262,7 @@ def _faults(tensors, shapes, absent):
 
 
 def _untied(tensors, state):
-    """Say which tensors differ that the configuration makes one."""
+    """List the tensors that differ although the configuration ties them."""
     first = {}
     for name, tensor in state.items():
         if name in tensors:
@@ -285,10 +285,10 @@ def _tokenizer(source, origin):
     elif any(folder.fetch(file) for file in _TOKENIZER_FILES):
         place, options = str(folder.path), {"local_files_only": True}
     else:
-        # transformers would make an empty one.
+        # transformers would make an empty tokenizer.
         raise BackboneError(
             f"neither the FAAST checkpoint {source.name!r} nor its base {str(folder.path)!r} has a tokenizer "
-            f"({', '.join(_TOKENIZER_FILES)}); copy the base model's there."
+            f"({', '.join(_TOKENIZER_FILES)}); copy the base model's tokenizer there."
         )
     try:
         with quiet_transformers():

@@ -22,7 +22,7 @@ _POOLING_MODES = {
 _POOLING_NAMES = {"lasttoken": "last", "weightedmean": "weighted_mean", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 
 
-# Steps without anything of their own behind the model.
+# Steps that add nothing after the model.
 _PLAIN = ("Transformer", "Dropout")
 
 
@@ -50,12 +50,12 @@ class SentenceSettings:
         self.include_prompt = True
 
     def read(self, parts: Any, dtype: Any, truncate_dim: int | None) -> None:
-        """Take over the parts of a pipeline, in their order, and the number of features that are kept in the end.
+        """Read the parts of a pipeline in order, and the number of leading features to keep.
 
         Parameters
         ----------
         parts : iterable of (str, dict, callable)
-            Kind and configuration of each, and what returns its layer, where it has one.
+            Kind and configuration of each part, and a function that returns its layer, if it has one.
         dtype : torch.dtype
         truncate_dim : int or None
         """
@@ -94,7 +94,7 @@ class _Normalize(torch.nn.Module):
 
 
 class _Upcast(torch.nn.Module):
-    """Pooled features arrive as float32; dense layers run in the module's dtype."""
+    """Cast pooled features, which arrive as float32, to the dtype of the dense layers."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -105,12 +105,12 @@ class _Upcast(torch.nn.Module):
 
 
 def read_sentence_settings(fetch: Callable[..., Any], device: Any, dtype: Any) -> "SentenceSettings | None":
-    """Read ``modules.json`` and what it points to.
+    """Read ``modules.json`` and the files that it names.
 
     Parameters
     ----------
     fetch : callable
-        From a file name inside the folder or repository to a local path, or ``None`` if absent.
+        Returns the local path of a file of the folder or repository, or ``None`` if it is absent.
     device : torch.device
     dtype : torch.dtype
 
@@ -122,8 +122,8 @@ def read_sentence_settings(fetch: Callable[..., Any], device: Any, dtype: Any) -
     Raises
     ------
     BackboneError
-        If a step of the pipeline is of a kind that is not known here; leaving it out would change
-        the features silently.
+        If a step of the pipeline is not supported; leaving it out would silently change the
+        features.
     """
     modules = _json(fetch("modules.json"))
     if modules is None:
@@ -152,7 +152,7 @@ def read_sentence_settings(fetch: Callable[..., Any], device: Any, dtype: Any) -
 
 
 def settings_of(model: Any, dtype: Any) -> "SentenceSettings":
-    """Read what :func:`read_sentence_settings` does from a ``SentenceTransformer`` in memory.
+    """Read the settings of a ``SentenceTransformer`` in memory.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def settings_of(model: Any, dtype: Any) -> "SentenceSettings":
     Raises
     ------
     BackboneError
-        As :func:`read_sentence_settings`.
+        As in :func:`read_sentence_settings`.
     """
     settings = SentenceSettings()
     reader, *others = model.children()
@@ -186,7 +186,7 @@ def settings_of(model: Any, dtype: Any) -> "SentenceSettings":
 
 
 def _refuse_step(kind, config):
-    """Raise BackboneError for a step that is not known, or reads or gives something else than token states."""
+    """Raise BackboneError for an unknown step, or one with another task or output than token states."""
     task = config.get("transformer_task", "feature-extraction")
     output = config.get("module_output_name", "token_embeddings")
     if kind not in _PLAIN:
@@ -196,7 +196,7 @@ def _refuse_step(kind, config):
         )
     if task != "feature-extraction" or output != "token_embeddings":
         raise BackboneError(
-            f"the model of this sentence encoder gives {output!r} of task {task!r}, and only token states are read; "
+            f"the model of this sentence encoder gives {output!r} of task {task!r}, but only token states are read; "
             "pass pooling='mean' (or another) to ignore the sentence-transformers settings."
         )
 
@@ -205,7 +205,7 @@ def _refuse_wiring(kind, config):
     for name in ("module_input_name", "module_output_name"):
         if kind in ("Dense", "Normalize", "LayerNorm") and config.get(name) not in (None, "sentence_embedding"):
             raise BackboneError(
-                f"{kind} has {name}={config[name]!r}, and only steps on the sentence embedding are supported; pass "
+                f"{kind} has {name}={config[name]!r}, but only steps on the sentence embedding are supported; pass "
                 "pooling='mean' (or another) to ignore the sentence-transformers settings."
             )
 
@@ -221,12 +221,12 @@ def _pooling(config):
 
 
 def _own_layer(part):
-    """Return the layer of a step in memory, which stays the caller's."""
+    """Return the layer of a step in memory; not a copy."""
     return part.norm if hasattr(part, "norm") else torch.nn.Sequential(part.linear, part.activation_function)
 
 
 def _stored_layer(kind, config, fetch, folder):
-    """Return the layer of a folder's step, with its weights."""
+    """Build the layer of a stored step, with its weights."""
     state = _state(fetch, folder)
     if kind == "LayerNorm":
         norm = torch.nn.LayerNorm(len(next(iter(state.values()))))

@@ -1,8 +1,8 @@
-"""From strings to one vector each: tokenise once, cut, pad, run, pool.
+"""Turn strings into one vector each: tokenise once, cut, pad, run, pool.
 
-Padding is always on the right, whatever the tokenizer prefers: position numbers then start at the
-first token, and in a causal model no padded position can reach a real one. So features depend
-neither on the padding side nor on the texts that share a batch.
+Padding is always on the right, whatever the tokenizer's setting: position numbers then start at the
+first token, and in a causal model no real token attends to padding. So features depend neither on
+the padding side nor on the other texts of a batch.
 """
 
 import threading
@@ -28,7 +28,7 @@ def pool(
     mask: torch.Tensor,
     how: str,
 ) -> torch.Tensor:
-    """Reduce token states to one vector a text, by the attention mask.
+    """Reduce token states to one vector per text, by the attention mask.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def token_limit(
     preferred: int | None = None,
     fallback: int | None = _FALLBACK_LIMIT,
 ) -> int | None:
-    """Most tokens, special ones included, that a model reads.
+    """Return the largest number of tokens, special ones included, that a model reads.
 
     Parameters
     ----------
@@ -85,11 +85,11 @@ def token_limit(
     config : Hugging Face configuration
         Of the text model.
     max_length : int, default=None
-        What the user asked for.
+        The user's setting.
     preferred : int, default=None
-        What the checkpoint was trained with, where it says so.
+        The checkpoint's length in training, if known.
     fallback : int or None, default=512
-        Where neither model nor tokenizer says any.
+        Used if neither model nor tokenizer has a limit.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def token_limit(
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions is not None and positions <= 0:  # relative positions
         positions = None
-    # RoBERTa and its kin number positions from padding_idx + 1, so the table is that much longer.
+    # RoBERTa-like models number positions from padding_idx + 1, so their table is that much longer.
     padding = getattr(getattr(module, "embeddings", None), "padding_idx", None)
     if positions is not None and padding is not None:
         positions -= padding + 1
@@ -118,7 +118,7 @@ def token_limit(
 
 
 def n_known_tokens(module: Any) -> Any:
-    """Return how many tokens a model of transformers has embeddings of; None where it does not say."""
+    """Return the number of token embeddings of a transformers model; None if it is unknown."""
     try:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -127,21 +127,21 @@ def n_known_tokens(module: Any) -> Any:
 
 
 def refuse_unknown_tokens(rows: Sequence, n_known: int | None, name: str) -> None:
-    """Raise BackboneError for a token that a model has no embedding of; on an accelerator it would take the process.
+    """Raise BackboneError for a token without an embedding, which would crash the process on an accelerator.
 
     Parameters
     ----------
     rows : sequence of sequences of int
     n_known : int or None
-        Rows of the embedding; None if that is not known.
+        Rows of the embedding; None if unknown.
     name : str
         Of the model.
     """
     most = max((max(row) for row in rows if len(row)), default=-1)
     if n_known is not None and most >= n_known:
         raise BackboneError(
-            f"the tokenizer gives token {most}, and {name} knows {n_known} only: tokens were added to the tokenizer "
-            "alone. Call model.resize_token_embeddings(len(tokenizer)), or take the model's own tokenizer."
+            f"the tokenizer gives token {most}, but {name} has {n_known} embeddings: tokens were added to the "
+            "tokenizer only. Call model.resize_token_embeddings(len(tokenizer)), or pass the model's own tokenizer."
         )
 
 
@@ -160,7 +160,7 @@ class TextBackbone(Backbone):
     pooling : str
         One of ``POOLINGS``.
     limit : int
-        Most tokens read, special ones included.
+        Largest number of tokens read, special ones included.
     truncation : {"warn", "error"}, default="warn"
     layer : int, default=None
         Take this entry of the model's hidden states instead of the last one after the final norm.
@@ -210,7 +210,7 @@ class TextBackbone(Backbone):
         self.prompt = prompt
         self.lower = lower
         self.causal = causal
-        # Fast tokenizers keep their padding and truncation as state and may not be called twice at once.
+        # Fast tokenizers keep their padding and truncation as state and must not run in two threads at once.
         self._lock = threading.Lock()
         self._prefix, self._suffix = self._special_tokens()
         if limit <= self._prefix + self._suffix:
@@ -237,7 +237,7 @@ class TextBackbone(Backbone):
         padded = self.forward(self.collate(["a", " ".join(["a a"] * 4)]))
         if not alike(alone[0], padded[0], self.dtype):
             refuse_random(name, self.dtype, lambda: self.forward(one))
-            self._alone = True  # it reads padding as text: texts of one length run together, without any
+            self._alone = True  # it reads padding as text: only texts of equal length run together, unpadded
         return alone.shape[1]
 
     def read(self, sample: Any) -> Any:
@@ -287,12 +287,12 @@ class TextBackbone(Backbone):
         hidden = getattr(output, "last_hidden_state", None) if self.layer is None else hidden_state(output, self.layer)
         if hidden is None:
             raise BackboneError(
-                f"{type(self.module).__name__} gives no token states to pool; take the model inside of it, or another."
+                f"{type(self.module).__name__} gives no token states to pool; pass the model inside it, or another."
             )
         return pool(hidden, self._pooled(inputs["attention_mask"]), self.pooling)
 
     def _pooled(self, mask):
-        """Return the mask of the tokens that are pooled: those of a prompt may not be."""
+        """Return the mask of the tokens to pool, which may leave out those of the prompt."""
         if not self._unpooled:
             return mask
         mask = mask.clone()
@@ -300,7 +300,7 @@ class TextBackbone(Backbone):
         return mask
 
     def inner_layers(self) -> list[torch.nn.Module]:
-        """Return the blocks of the text model; none of a model that reads padding, whose texts run length by length."""
+        """Return the blocks of the text model; none if it reads padding, since its texts run length by length."""
         return [] if self._alone else super().inner_layers()
 
     def pool_layer(self, output: torch.Tensor, batch: Any) -> list[torch.Tensor]:
@@ -352,7 +352,7 @@ class TextBackbone(Backbone):
 
     def _cut(self, row):
         if not row:
-            return [self._empty]  # a decoder without begin token sees nothing of an empty text
+            return [self._empty]  # without a begin token, an empty text has no tokens
         if len(row) <= self.limit:
             return row
         room = self.limit - self._prefix - self._suffix
@@ -376,7 +376,7 @@ class TextBackbone(Backbone):
 
 
 def hidden_state(output: Any, layer: Any) -> Any:
-    """Pick one of a model's hidden states, with an error that says how many there are."""
+    """Return one of a model's hidden states; the error for a wrong index says how many there are."""
     try:
         return output.hidden_states[layer]
     except IndexError:

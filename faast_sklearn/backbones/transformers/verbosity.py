@@ -1,4 +1,4 @@
-"""Keep transformers from talking while a model loads, and leave its verbosity as it was."""
+"""Silence transformers while a model loads, then restore its verbosity."""
 
 import contextlib
 import functools
@@ -13,13 +13,13 @@ __all__ = ["quiet_transformers"]
 def quiet_transformers() -> Iterator[Any]:
     """Silence load reports and weight-loading bars inside the block.
 
-    Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`, so levels are not swapped by
-    two threads at once.
+    Callers hold the lock of :mod:`~faast_sklearn.backbones.open_backbones`, so two threads never change
+    the verbosity at once.
     """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # The GGUF reader has a bar of its own, which knows no switch.
+    # The GGUF reader has its own progress bar, without a switch.
     gguf = sys.modules.get("transformers.modeling_gguf_pytorch_utils")
     bar = getattr(gguf, "tqdm", None)
     logging.set_verbosity_error()

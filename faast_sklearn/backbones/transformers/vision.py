@@ -15,7 +15,7 @@ from faast_sklearn.errors import BackboneError
 
 __all__ = ["DualBackbone", "TextTower", "VisionBackbone", "image_reader"]
 
-# Processors that do no more than resize, crop, scale and normalise. Any other runs itself, on the host.
+# Processors that only resize, crop, scale and normalise. All others run unchanged on the host.
 _MODELLED = {
     f"{name}ImageProcessor"
     for name in ("Bit", "CLIP", "ChineseCLIP", "ConvNext", "DINOv3ViT", "DeiT", "MobileNetV2", "Siglip", "ViT")
@@ -24,7 +24,7 @@ _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
 def image_reader(processor: Any) -> Any:
-    """Model a transformers image processor as a batched transform, if that is exact.
+    """Turn a transformers image processor into a batched transform, if that is exact.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def image_reader(processor: Any) -> Any:
 
 
 def _sides(size):
-    """Return ((height, width), keep_ratio) of a processor's size entry, or None if it is of another kind."""
+    """Return ((height, width), keep_ratio) of a processor's size entry, or None if the entry has another form."""
     if size is None:
         return None
     if isinstance(size, int):
@@ -93,7 +93,7 @@ def _has(size, key):
 
 
 class _EitherReader(ImageBackbone):
-    """An image backbone that reads by a transform on the device or, failing that, by the processor on the host."""
+    """An image backbone that preprocesses with a transform on the device, or else with the processor on the host."""
 
     def __init__(self, module, reader, device, dtype):
         if isinstance(reader, ImageTransform):
@@ -153,7 +153,7 @@ class VisionBackbone(_EitherReader):
     ) -> None:
         if pooling not in ("auto", "cls", "mean", "pooler"):
             raise BackboneError(f"pooling={pooling!r} is not one of 'auto', 'cls', 'mean', 'pooler'.")
-        # ViT's pooler is a dense layer that fine-tuned checkpoints do not even contain: its output would be noise.
+        # ViT's pooler is a dense layer that fine-tuned checkpoints lack, so its output would be random.
         self._dense_pooler = hasattr(getattr(module, "pooler", None), "dense")
         self.pooling = pooling
         self.layer = layer
@@ -177,7 +177,7 @@ class VisionBackbone(_EitherReader):
 
 
 def _projected(output):
-    """Dual encoders return the projected features bare or, since transformers 5, as the pooled output."""
+    """Dual encoders return the projected features as a tensor or, since transformers 5, as the pooled output."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
@@ -204,7 +204,7 @@ class TextTower(TextBackbone):
 
 
 class DualBackbone(_EitherReader):
-    """The image tower of a dual encoder, with its text tower at hand.
+    """The image tower of a dual encoder, which also embeds texts.
 
     Parameters
     ----------
@@ -214,9 +214,9 @@ class DualBackbone(_EitherReader):
     device : torch.device
     dtype : torch.dtype
     text : TextTower or None
-        On the same module.
+        Of the same module.
     missing : BackboneError, default=None
-        Why there is none.
+        Why ``text`` is None.
     """
 
     def __init__(
@@ -258,5 +258,5 @@ class DualBackbone(_EitherReader):
         tensor of shape (len(texts), n_features)
         """
         if self.text is None:
-            raise BackboneError(f"names of classes cannot be read: {self.missing}")
+            raise BackboneError(f"class names cannot be read: {self.missing}")
         return self.text.embed_text(texts)
