@@ -18,7 +18,13 @@ from faast_sklearn.readout.class_vectors import ClassValues
 from faast_sklearn.readout.layers import FeatureScales, scaled_moments, solve_layers
 from faast_sklearn.readout.linear import LinearReadout, discriminant_readout, score_readout
 from faast_sklearn.readout.novelty import ClassDirections
-from faast_sklearn.readout.zero_shot import choose_prior_strength, mixed_readout, value_readout, zero_shot_readout
+from faast_sklearn.readout.zero_shot import (
+    choose_prior_strength,
+    mixed_readout,
+    value_readout,
+    with_examples_of_names,
+    zero_shot_readout,
+)
 from faast_sklearn.solvers.condition import warn_if_ill_conditioned
 from faast_sklearn.solvers.filters import Solution
 from faast_sklearn.solvers.solve import fast_weights
@@ -176,6 +182,10 @@ class ReadoutProblem(Stateful):
                     "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
                 )
             return SolvedReadout(None, zero_shot_readout(values, moments.n_features), np.inf)
+        discriminant, strength = settings.solver == "ridge" and settings.intercept, settings.prior_strength
+        if values is not None and discriminant and strength != 0.0:
+            moments, strength = with_examples_of_names(moments, self.classes, values, strength)
+            values = None  # they are examples now
         how = {"solver": settings.solver, "alpha": settings.alpha, "intercept": settings.intercept}
         moments, solution, scales = solve_layers(
             moments,
@@ -192,9 +202,8 @@ class ReadoutProblem(Stateful):
             alpha=solution.alpha,
             intercept=settings.intercept,
         )
-        discriminant = settings.solver == "ridge" and settings.intercept
         seen = np.searchsorted(self.classes, moments.classes)
-        if values is not None and (settings.prior_strength == 0.0 or not discriminant):
+        if values is not None:
             learned = value_readout(solution, moments, values, seen, settings.intercept)
         elif len(moments.classes) == 1:
             learned = LinearReadout(np.zeros((1, moments.n_features)), np.zeros(1))
@@ -204,12 +213,10 @@ class ReadoutProblem(Stateful):
             learned = score_readout(solution, moments, settings.intercept)
         if values is None:
             readout = scales.unscaled(self._spread(learned, moments.classes))
-            return SolvedReadout(solution, readout, 0.0, scales.factors)
-        shares = discriminant and settings.prior_strength != 0.0
-        strength = settings.prior_strength
+            return SolvedReadout(solution, readout, 0.0 if self.values is None else strength, scales.factors)
         if strength == "auto":
-            strength = choose_prior_strength(learned, moments, values, seen, shares)
-        readout = scales.unscaled(mixed_readout(learned, moments, values, seen, strength, shares))
+            strength = choose_prior_strength(learned, moments, values, seen)
+        readout = scales.unscaled(mixed_readout(learned, moments, values, seen, strength))
         return SolvedReadout(solution, readout, float(strength), scales.factors)
 
     def _spread(self, readout, seen):

@@ -1,28 +1,99 @@
 """Values in place of one-hot codes: the nearest value, the zero-shot prior, and how many examples it is worth.
 
-The paper's vision classifier (Bao et al., arXiv 2605.04651, section 3) predicts ``y = (1 − r) x + r xW``, with
+Ridge weights with an intercept learn the vector of each class as one more example of it. The paper mixes instead: its
+vision classifier (Bao et al., arXiv 2605.04651, section 3) predicts ``y = (1 − r) x + r xW``, with
 ``r = N / (N0 + N)``, and compares y with the vector eₖ of each class by cosine. The length of y is common to all
 classes, so that the argmax is that of ``(1 − r) x·eₖ + r (xW)·eₖ``, linear in x: the zero-shot score and what was
-learnt, weighted. Where ridge weights are read out as a discriminant, its log-likelihoods take the place of
-``κ (xW)·eₖ``, with κ the model's factor between cosines and logits; the log-shares of the classes are added to both.
+learnt, weighted.
 """
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.special
 import torch
 
-from faast_sklearn.readout.calibration import SLACK, draw_scores, log_shares, trust_in_left_out
+from faast_sklearn.moments.class_moments import ClassMoments
+from faast_sklearn.readout.calibration import SLACK, draw_scores, trust_in_left_out
 from faast_sklearn.readout.linear import LinearReadout, score_readout
 
-__all__ = ["choose_prior_strength", "mixed_readout", "prior_weight", "value_readout", "zero_shot_readout"]
+__all__ = [
+    "choose_prior_strength",
+    "mixed_readout",
+    "prior_weight",
+    "value_readout",
+    "with_examples_of_names",
+    "zero_shot_readout",
+]
 
 # Candidates of N0, and where it lies while there are too few examples to tell: five a class.
 _STRENGTHS = np.logspace(-1, 5, 25)
 _A_CLASS = 5.0
 _TEMPERATURES = np.logspace(-1, 1, 17)
+# The most examples that the vector of a class counts for when the statistics say how many.
+_MOST_EXAMPLES = 20.0
+
+
+def with_examples_of_names(
+    moments: ClassMoments, classes: np.ndarray, values: Any, strength: float | Literal["auto"]
+) -> tuple[ClassMoments, float]:
+    """Add the vector of each class to the moments, as one example of it with a weight.
+
+    Vectors are moved by the difference between the mean of the class means and theirs, since texts and images lie
+    apart in the space of a dual encoder. Features that vectors do not have, those of inner layers, are put at the mean.
+
+    Requests to an assistant (MiniLM, 30 classes, one example per class): 95.0 % where a mixture in log-odds had 94.1
+    and no names 87.8; with the names of other classes 87.9, and 0.6 in the mixture.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        Of rows of unit length.
+    classes : ndarray of shape (c,)
+        All classes, sorted.
+    values : ClassValues
+        Of ``classes``.
+    strength : float or "auto"
+        N0: how many rows the vectors weigh together. "auto": per class ``v / t²``, with v the spread of a row about its
+        class mean and t² the squared distance of a vector from it, 20 at most; vectors are then shrunk towards their
+        mean as far as class means do not follow them (``β``, the slope of class means on vectors), so that vectors that
+        say nothing do no harm. All follow from the second moments of class means and vectors.
+
+    Returns
+    -------
+    (ClassMoments, float)
+        And the N0 that was used.
+    """
+    m = values.vectors.shape[1]
+    seen = np.searchsorted(classes, moments.classes)
+    means, vectors = moments.means, values.vectors
+    rows = np.repeat(means.mean(0)[None], len(classes), axis=0)
+    worth, slope = _worth_of_names(moments, means[:, :m], vectors[seen]) if strength == "auto" else (None, 1.0)
+    rows[:, :m] += slope * (vectors - vectors[seen].mean(0))
+    strength = len(classes) * worth if strength == "auto" else strength
+    names = ClassMoments.from_rows(torch.as_tensor(rows, device=moments.scatter.device), classes)
+    weight_of_row = moments.weight / moments.n_samples
+    return moments + names.scale(float(strength) / len(classes) * weight_of_row), float(strength)
+
+
+def _worth_of_names(moments, means, vectors):
+    """Return how many rows of a class say as much of its mean as its vector, and the slope of means on vectors."""
+    c, n = len(means), moments.n_samples
+    if c < 2:
+        return 1.0, 1.0
+    per_class = c / (1.0 / moments.sizes).sum()
+    spread = means - means.mean(0)
+    shared = max(float((spread * (vectors - vectors.mean(0))).sum()) / (c - 1), 0.0)
+    of_means = float((spread**2).sum()) / (c - 1)
+    of_vectors = float(((vectors - vectors.mean(0)) ** 2).sum()) / (c - 1)
+    about = means - moments.mean[: means.shape[1]]
+    total = float(moments.scatter.variances()[: means.shape[1]].sum()) - float(moments.counts @ (about**2).sum(1))
+    within = max(total, 0.0) / moments.weight * n
+    noise = (within + (c - 1) * per_class * max(of_means - shared, 0.0)) / (n - 1)
+    true = max(of_means - noise / per_class, shared)
+    # With one row per class the noise is what spreads class means beyond what vectors share with them.
+    distance = max(of_vectors - 2.0 * shared + true, 1e-9)
+    return min(noise / distance, _MOST_EXAMPLES), shared / max(of_vectors, 1e-9)
 
 
 def prior_weight(n_samples: Any, strength: Any) -> Any:
@@ -87,9 +158,7 @@ def value_readout(solution: Any, moments: Any, values: Any, seen: np.ndarray, in
     )
 
 
-def mixed_readout(
-    learned: "LinearReadout", moments: Any, values: Any, seen: Any, strength: float, shares: bool
-) -> "LinearReadout":
+def mixed_readout(learned: "LinearReadout", moments: Any, values: Any, seen: Any, strength: float) -> "LinearReadout":
     """Weigh what was learnt against the zero-shot prediction.
 
     Parameters
@@ -100,21 +169,18 @@ def mixed_readout(
         As in :func:`value_readout`.
     strength : float
         N0.
-    shares : bool
-        Whether the log-shares of the classes are in ``learned``, as in log-posteriors.
 
     Returns
     -------
     LinearReadout
         Calibrated as far as the left-out scores are known.
     """
-    learned, log_prior = _for_all(learned, moments, seen, len(values.vectors), shares)
-    mixed = _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength), log_prior)
+    mixed = _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength))
     tau = mixed.temperature() if mixed.is_known else 1.0
-    return LinearReadout(tau * mixed.coef, tau * mixed.intercept + log_prior)
+    return LinearReadout(tau * mixed.coef, tau * mixed.intercept)
 
 
-def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any, shares: Any) -> float:
+def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any) -> float:
     """Return the N0 of the least expected log-loss of left-out rows.
 
     Scores of left-out rows are taken as distributed about their class means with the tails of a t distribution, as
@@ -123,7 +189,7 @@ def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any, sh
 
     Parameters
     ----------
-    learned, moments, values, seen, shares
+    learned, moments, values, seen
         As in :func:`mixed_readout`.
 
     Returns
@@ -135,41 +201,16 @@ def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any, sh
     trust = trust_in_left_out(moments, learned.inflation)
     if learned.left_out is None or trust == 0.0:
         return default
-    learned, log_prior = _for_all(learned, moments, seen, len(values.vectors), shares)
     weights = [prior_weight(moments.n_samples, strength) for strength in _STRENGTHS]
-    losses = [_Mixture(learned, moments, values, seen, weight, log_prior).losses().min() for weight in weights]
+    losses = [_Mixture(learned, moments, values, seen, weight).losses().min() for weight in weights]
     return float(_STRENGTHS[int(np.argmin(losses))] ** trust * default ** (1.0 - trust))
-
-
-def _for_all(learned, moments, seen, c, shares):
-    """Return what was learnt of all classes, without their log-shares, and these.
-
-    Classes without examples get the mean score and log-share of the others: what was learnt is silent about them.
-    """
-    log_prior = np.zeros(c)
-    if shares:
-        own = log_shares(moments)
-        log_prior[:] = own.mean()
-        log_prior[seen] = own
-        if len(learned.coef) > 1:
-            left_out = None if learned.left_out is None else learned.left_out - own
-            learned = replace(learned, intercept=learned.intercept - own, left_out=left_out)
-    if len(learned.coef) == c:
-        return learned, log_prior
-    coef, intercept = (np.broadcast_to(a.mean(0), (c, *a.shape[1:])).copy() for a in (learned.coef, learned.intercept))
-    coef[seen], intercept[seen] = learned.coef, learned.intercept
-    left_out = None
-    if learned.left_out is not None:
-        left_out = np.repeat(learned.left_out.mean(1, keepdims=True), c, axis=1)
-        left_out[:, seen] = learned.left_out
-    return replace(learned, coef=coef, intercept=intercept, left_out=left_out), log_prior
 
 
 class _Mixture:
     """``(1 − share) · learned + share · zero-shot``, and how its scores of left-out rows are distributed."""
 
-    def __init__(self, learned, moments, values, seen, share, log_prior):
-        self.moments, self.seen, self._log_prior = moments, seen, log_prior
+    def __init__(self, learned, moments, values, seen, share):
+        self.moments, self.seen = moments, seen
         self.coef, self.intercept = (1.0 - share) * learned.coef, (1.0 - share) * learned.intercept
         self.is_known = learned.left_out is not None
         if self.is_known:
@@ -194,8 +235,8 @@ class _Mixture:
         share = moments.sizes[classes] / moments.sizes[classes].sum()
         own = self.seen[classes]
         right = scores[np.arange(len(scores)), own]
-        spread = [scipy.special.logsumexp(tau * scores + self._log_prior, axis=1) for tau in _TEMPERATURES]
-        return (spread - self._log_prior[own] - _TEMPERATURES[:, None] * right) @ share
+        spread = [scipy.special.logsumexp(tau * scores, axis=1) for tau in _TEMPERATURES]
+        return (spread - _TEMPERATURES[:, None] * right) @ share
 
     def temperature(self):
         """Return the temperature of the least expected loss, as far as left-out moments are believed."""
