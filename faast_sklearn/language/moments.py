@@ -1,4 +1,4 @@
-"""Statistics of learnt tokens: immutable, float64, exact under ``+`` and ``−``, of a size that does not depend on N."""
+"""Statistics of learnt tokens: immutable, float64, exact under ``+`` and ``−``, independent of N in size."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -27,8 +27,8 @@ class TokenMoments(Stateful):
         Of the embeddings that the frozen model expected, ``Σ_v p_v e_v`` times the slopes of the logits; with
         ``curvature`` it gives the curvature of the loss. None for ``target="embedding"``.
     counts, probability, curvature : torch.Tensor of shape (vocabulary,), float64, or None
-        How often each token came, the sum of its probabilities, and the same sum with each probability times the
-        squared slope of its logit. None for ``target="embedding"``.
+        How often each token came, the sum of its probabilities, and the sum of probability times squared
+        slope of the logit. None for ``target="embedding"``.
     loss : float
         Sum of the frozen model's negative log-likelihoods, natural logarithm.
     """

@@ -41,7 +41,7 @@ __all__ = ["SolvedWeights", "WeightProblem", "check_settings", "solve_weights"]
 _UNIT = (1.0, 0.75)
 _FEW_TOKENS = 4000.0
 _MIDDLE_ALPHA = {"ridge": 0.1, "pinv": 0.5}
-# Held-out tokens by which alphas are compared; the strengths at the best alpha are then chosen on all of them.
+# Held-out tokens that compare alphas; strengths at the best one are then chosen on all held-out tokens.
 _TRIAL_TOKENS = 256
 
 
@@ -107,8 +107,8 @@ def solve_weights(
     """Solve for fast weights.
 
     Held-out tokens come from the reserve. If it has more than a quarter of all tokens, it is split into up to four
-    folds, each left out of the statistics in turn; else it is left out as a whole. Where the data is read more than
-    once, all passes hold out the first fold only, and none starts from weights that have learnt it.
+    folds, each left out of the statistics in turn; else it is left out as a whole. Where data is read in several
+    passes, all hold out the first fold only, and none starts from weights that have learnt it.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def _warn(condition, memory, solver, alpha):
 def _few(output, among):
     """Return strengths that are safe with few tokens: the start of the search, or final if nothing is held out."""
     if among is not None:
-        return (0.1, 0.0)  # weights that are too strong easily make choices worse
+        return (0.1, 0.0)  # strong weights easily spoil choices
     return (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
 
 
