@@ -257,7 +257,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Raises
         ------
         ValueError
-            If ``target`` is not "residual", or the model is a published checkpoint: both have no loss to step on.
+            If ``target`` is not "residual", or the model is a published checkpoint: neither has a loss to step on.
         InputError
             If these are not the texts that were learnt. The estimator is then as it was before the call.
         """
