@@ -204,7 +204,7 @@ def test_a_partition_of_single_tokens_is_no_error_but_all_of_them_are(local):
     model[0].config.eos_token_id = model[0].generation_config.eos_token_id = model[1].eos_token = None
     found = fd.fit(FaastSeq2Seq(model), bag(["cat", "dog", "the cat sat", "mat"], 4))
     assert (found.n_samples_seen_, found.n_tokens_seen_) == (4, 2)
-    with pytest.raises(InputError, match="all are a single token"):
+    with pytest.raises(InputError, match="each is a single token"):
         fd.fit(found, bag(["cat", "dog"], 2))
     assert found.n_tokens_seen_ == 2
 

@@ -42,70 +42,70 @@ _SCORINGS = (*TEXT_SCORINGS, "negative_perplexity")
 class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     """Language model that learns a text-to-text task in one forward pass, without gradients.
 
-    The frozen model reads each prompt with its answer once. From its hidden states and the tokens that came next,
-    statistics are added up; one solve turns them into fast weights, which change the model's output. ``partial_fit``
-    adds statistics, in any split to the same result, and ``forget`` takes them away again.
+    The frozen model reads each prompt with its answer once. Statistics of its hidden states and of the tokens that
+    came next are added up; one solve turns them into fast weights, which change the model's output. ``partial_fit``
+    adds statistics, with the same result for any split, and ``forget`` subtracts them again.
 
-    With ``target="residual"`` fast weights are one Newton-like step on the negative log-likelihood of the answers
-    together with a shift of the vocabulary, both of a strength that held-out tokens choose; they fold into the output
-    matrix, so that they cost nothing afterwards (:meth:`save_folded`). ``target="embedding"`` is the output memory of
+    With ``target="residual"``, fast weights are one Newton-like step on the negative log-likelihood of the answers,
+    and a shift, a bias over the vocabulary. Held-out tokens choose the strength of both. Both fold into the output
+    matrix, where they cost nothing (:meth:`save_folded`). ``target="embedding"`` is the output memory of
     Bao et al. [1]_: ``h ← (1 − r) h + r h W`` in front of the final norm, ``W = pinv(K) V`` with V the embeddings of
-    the tokens that came next; their setting is ``solver="pinv", memory_weight=0.9``.
+    the tokens that came next; their settings are ``solver="pinv", memory_weight=0.9``.
 
     Parameters
     ----------
     backbone : str, path, handle or (transformers model, tokenizer)
         ``"hf:NAME_OR_PATH"``, ``"bundled:smollm2-135m"``, a local folder or GGUF file, or a model in memory: any
-        decoder or encoder-decoder language model of transformers. It is opened once a process and never changed. The
-        published FAAST checkpoints are recognised; they have memories of their own, so ``target`` and ``solver`` do
-        not apply to them, ``memory_weight="auto"`` is 0.9 and ``alpha="auto"`` what the checkpoint says.
+        decoder or encoder-decoder language model of transformers. It is opened once per process and never changed.
+        Published FAAST checkpoints have memories of their own: ``target`` and ``solver`` do not apply to them,
+        ``memory_weight="auto"`` is 0.9, and ``alpha="auto"`` is the value in the checkpoint.
     target : {"residual", "embedding"}, default="residual"
         What fast weights map hidden states to.
     solver : {"ridge", "pinv"}, default="ridge"
         Spectral filter of the keys.
     alpha : "auto" or float, default="auto"
-        Its strength: relative to the mean eigenvalue for "ridge", the exponent of ``N ** -alpha`` for "pinv". "auto"
-        is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
+        Strength of the filter: relative to the mean eigenvalue for "ridge", exponent of ``N ** -alpha`` for "pinv".
+        "auto" is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
     memory_weight : "auto" or float, default="auto"
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
-        tokens, a reserve of at most 1,024 that ``fit`` and ``partial_fit`` keep, and is 0 unless they are better than
-        the frozen model by two standard errors. With ``choices`` only the tokens in which these differ count.
+        tokens (``fit`` and ``partial_fit`` keep a reserve of at most 1,024) and is 0 unless the fast weights beat the
+        frozen model by two standard errors. With ``choices``, only tokens at which the choices differ count.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
     template : None, str or callable, default=None
-        How source and target become a prompt and its answer: ``None`` takes the tokenizer's chat template where it has
-        one, else a line each; a format string has ``{source}`` and ``{target}``; a callable gets the source and
-        returns the prompt or a list of chat messages.
+        How source and target become a prompt and its answer. ``None``: the tokenizer's chat template, or a line each
+        if it has none; unchanged for encoder-decoders. A format string has ``{source}`` and ``{target}``; a callable
+        gets the source and returns the prompt or a list of chat messages.
     choices : sequence of str, default=None
-        Predict the most likely of these strings, of any length in tokens, instead of generating; ``score`` is then
-        the accuracy. Targets have to be among them.
+        Predict the most likely of these strings instead of generating; each may have any number of tokens. Targets
+        have to be among them, and ``score`` is then the accuracy.
     max_new_tokens : int, default=64
-        Most tokens of a generated answer.
+        Maximum number of tokens of a generated answer.
     num_beams : int, default=1
-        1 generates greedily. For whatever else ``generate`` knows call it yourself, on the model of :meth:`attached`.
+        1 is greedy generation. For other options of ``generate``, call it on the model that :meth:`attached` yields.
     scoring : {"bleu", "chrf", "exact_match", "negative_perplexity"}, default="bleu"
-        What :meth:`score` returns; BLEU and chrF as sacrebleu has them, from 0 to 100.
+        What :meth:`score` returns; BLEU and chrF are computed by sacrebleu, from 0 to 100.
     batch_size : int or "auto", default="auto"
-        Samples a pass; halved where memory is short.
+        Samples per pass; halved when memory is short.
     device : None, "auto", str or torch.device, default=None
-        The best device there is by default.
+        By default the best device available.
     dtype : "auto", str or torch.dtype, default="auto"
-        Of the model: bfloat16 on GPUs that have it, float32 elsewhere. Statistics are always float64.
+        Of the model. "auto": bfloat16 on GPUs that support it, float32 elsewhere. Statistics are always float64.
     verbose : int, default=0
         1 shows a progress bar on stderr.
 
     Attributes
     ----------
     moments_ : LanguageMoments
-        All that is known of what was learnt; of a size that does not grow with it.
+        Statistics of everything learnt; their size does not grow with the data.
     alpha_, memory_weight_, shift_weight_ : float
-        What was used: the regulariser, the strength of the step and that of the vocabulary's shift; of the last step
-        after :meth:`refine`.
+        The regulariser used, the strength of the step, and that of the shift; after :meth:`refine`, those of the last
+        step.
     condition_ : float or None
-        Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None where
-        no weights were solved for.
+        Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None if
+        nothing was solved.
     held_out_loss_ : float or None
-        Negative log-likelihood a held-out token, natural logarithm; None where nothing was held out.
+        Negative log-likelihood per held-out token, natural logarithm; None if nothing was held out.
     n_samples_seen_, n_tokens_seen_ : int
         Samples and tokens learnt and not forgotten.
     device_ : str
@@ -113,9 +113,9 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     Notes
     -----
-    Learning costs a forward pass with logits of the learnt tokens only, twice, and O(d²) a token; statistics take
-    ``24 d²`` bytes and two numbers a word of the vocabulary. The solve costs O(d³ + V d²) and a few passes of the
-    reserve through the output matrix, when a prediction is first asked for after a change.
+    Learning costs a forward pass, two products of the learnt tokens with the output matrix, and O(d²) per token.
+    Statistics take ``24 (d² + V)`` bytes for a vocabulary of V tokens. The solve costs O(d³ + V d²) and a few passes of
+    the reserve through the output matrix; it runs at the first prediction after a change.
 
     References
     ----------
@@ -197,7 +197,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return self._learn(X, y, reset=True)
 
     def partial_fit(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
-        """Learn more texts; the same as having fitted all at once.
+        """Learn more texts, with the same result as learning all at once.
 
         Parameters
         ----------
@@ -217,7 +217,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return self._learn(X, y, reset=False, partial=True)
 
     def forget(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
-        """Take texts away that were learnt before; the same as never having learnt them.
+        """Forget texts that were learnt before, as if they had never been learnt.
 
         Parameters
         ----------
@@ -232,17 +232,17 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Raises
         ------
         ForgetError
-            If more is to be forgotten than was learnt, or texts that were not.
+            If more is to be forgotten than was learnt, or texts that were never learnt.
         InputError, NonFiniteError
             As in :meth:`fit`. The estimator is then as it was before the call.
         """
         return self._unlearn(X, y)
 
     def refine(self, X: Any, y: Any = None) -> "FaastSeq2Seq":
-        """Read the same texts again, for one more step from the model that the fast weights gave.
+        """Read the same texts again, and take one more step from the present fast weights.
 
-        Each call costs a pass and lowers the loss further, by less and less. Afterwards nothing can be added or taken
-        away, since statistics at other weights do not add up: ``fit`` starts anew.
+        Each call costs a pass and lowers the loss further, each time by less. Then no text can be added or forgotten,
+        since statistics taken at different weights do not add up; ``fit`` starts anew.
 
         Parameters
         ----------
@@ -257,7 +257,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Raises
         ------
         ValueError
-            If ``target`` is not "residual", or the model is a published checkpoint: only that has a loss to step on.
+            If ``target`` is not "residual", or the model is a published checkpoint: neither has a loss to step on.
         InputError
             If these are not the texts that were learnt. The estimator is then as it was before the call.
         """
@@ -272,14 +272,14 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
                     "memories of its own."
                 )
             before, among = self._current(), self._among(lm.model)
-            # The tokens that say how far to step were in no step before.
+            # The tokens that choose the strength of this step were not used in an earlier step.
             first = lm.problem_of(before.moments, among=among, base=before.settings["base"], hold_out=True)
             base = first.solved(lm.model).weights
             moments = self._moments_of(lm, self._exchanges(lm.model, X, y), "refine", base)
             if not moments.same_texts(before.moments):
                 raise InputError(
-                    f"refine reads again what was learnt, {before.moments.n_samples} samples; these are other texts. "
-                    "Add texts with partial_fit first."
+                    f"refine needs the {before.moments.n_samples} samples that were learnt, but these are other texts; "
+                    "add texts with partial_fit first."
                 )
             self.__dict__.update(self._state_of_problem(lm.problem_of(moments, among=among, base=base)))
         return self
@@ -294,7 +294,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,), object
-            Strings. Before anything was learnt they are the frozen model's own, and a warning says so.
+            Strings. If nothing was learnt they are the frozen model's, with a NotFittedWarning.
         """
         if self.choices is not None:
             scores, choices = self._choice_scores(X)
@@ -310,7 +310,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
             return in_order(self._stream(writing, questions, "predict"), len(questions))
 
     def choice_log_probabilities(self, X: Any) -> np.ndarray:
-        """Return how likely each of ``choices`` is as the whole answer to each source.
+        """Return the log-probability of each of ``choices`` as the whole answer to each source.
 
         Parameters
         ----------
@@ -319,7 +319,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, len(choices))
-            Natural logarithms of the model's probabilities, end of the answer included; they need not sum to one.
+            Natural logarithms of the model's probabilities, end token included; the probabilities need not sum to one.
         """
         if self.choices is None:
             raise ValueError("choices is None; pass choices=[...] to the constructor.")
@@ -353,7 +353,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return float(np.mean([a == b for a, b in zip(self.predict(X), y, strict=True)]))
 
     def perplexity(self, X: Any, y: Any = None) -> float:
-        """Return the perplexity a token of answers, or of plain texts; smaller is better.
+        """Return the perplexity per token of answers, or of plain texts; smaller is better.
 
         Parameters
         ----------
@@ -369,7 +369,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return float(np.exp(-total / tokens))
 
     def token_scores(self, X: Any, y: Any = None) -> dict:
-        """Return what the model makes of given answers, or of plain texts, token by token.
+        """Return the mean loss and the accuracy per token of given answers, or of plain texts.
 
         Parameters
         ----------
@@ -379,7 +379,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Returns
         -------
         dict
-            ``"nll"``: mean negative log-likelihood a token, natural logarithm; ``"accuracy"``: share of tokens that
+            ``"nll"``: mean negative log-likelihood per token, natural logarithm; ``"accuracy"``: share of tokens that
             are the most likely one; ``"n_tokens"``.
         """
         total, tokens, correct = self._likelihood(X, y)
@@ -387,15 +387,15 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     @contextmanager
     def attached(self) -> Iterator[Any]:
-        """Put the fast weights on the transformers model for the time of a block, and yield the model.
+        """Attach the fast weights to the transformers model for the time of a block, and yield the model.
 
         Yields
         ------
         transformers.PreTrainedModel
-            For ``generate``, pipelines and evaluation. Within the block every pass of it has the fast weights, in
-            every thread; those of this library's own estimators have their own. With ``memory_weight=0`` its output
-            is the frozen model's to the bit. What ``torch.compile`` made of it runs uncompiled. Afterwards, also after
-            an exception, it is the frozen model again.
+            For ``generate``, pipelines and evaluation. Within the block, every pass of the model in every thread has
+            these fast weights; this library's estimators use their own. With ``memory_weight=0`` the output is the
+            frozen model's, bit for bit. Code from ``torch.compile`` runs uncompiled. Afterwards, also after an
+            exception, the model is the frozen one again.
         """
         with self._told_if_frozen(self._fast_weight_lm()).attached() as module:
             yield module
@@ -406,13 +406,13 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Parameters
         ----------
         folder : str or path
-            For ``AutoModelForCausalLM.from_pretrained`` (or ``AutoModelForSeq2SeqLM``); no code of this library is
-            needed to load it, and its logits are those with the fast weights attached.
+            For ``AutoModelForCausalLM.from_pretrained`` (or ``AutoModelForSeq2SeqLM``), which needs no code of this
+            library. Its logits are those with the fast weights attached.
 
         Raises
         ------
         BackboneError
-            If the fast weights do not act on the output matrix (``target="embedding"``, published checkpoints).
+            If the fast weights cannot be folded (``target="embedding"``, published checkpoints), or logits differ.
         """
         lm = self._open_as_saved()
         save_folded(lm, self._current().solved(lm).weights, folder)
@@ -424,7 +424,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     @property
     def condition_(self) -> float | None:
-        """Condition number of the solve for the keys; None where no weights were solved for."""
+        """Condition number of the solve for the keys; None if nothing was solved."""
         return self._solution().condition
 
     @property
@@ -439,14 +439,14 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     @property
     def held_out_loss_(self) -> float | None:
-        """Negative log-likelihood a held-out token."""
+        """Negative log-likelihood per held-out token; None if nothing was held out."""
         return self._solution().held_out_loss
 
     def _open_backbone(self):
         return as_handle(self.backbone).open_language_model(self.device, self.dtype)
 
     def _fast_weight_lm(self):
-        """Return the open model with what was learnt, or with nothing."""
+        """Return the open model with what was learnt, if anything."""
         lm = self._frozen_lm(self._open_as_saved())
         if self.__sklearn_is_fitted__():
             lm.problem = self._current()
@@ -458,10 +458,10 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         )
 
     def _told_if_frozen(self, lm):
-        """Return it; warn if nothing has been learnt."""
+        """Return ``lm``; warn if nothing has been learnt."""
         if lm.problem is None:
             warnings.warn(
-                f"This {type(self).__name__} has not learnt anything yet, so this is the frozen model; call fit or "
+                f"This {type(self).__name__} has not learnt anything yet, so the frozen model is used; call fit or "
                 "partial_fit first.",
                 NotFittedWarning,
                 stacklevel=4,
@@ -469,7 +469,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return lm
 
     def _read(self, X, y, sample_weight, what, facts, stream):
-        """Return the statistics of texts; nothing of this estimator is changed."""
+        """Return the statistics of texts, without changing this estimator."""
         if sample_weight is not None:
             raise InputError("texts have no sample_weight; repeat those that should count more.")
         lm = self._frozen_lm(self._open_as_saved() if facts else self._open_backbone())
@@ -506,11 +506,11 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     def _known(self, *, opened=False):
         if opened:
-            Prompts(self._open_as_saved(), self.template)  # what is wrong by itself is said first
+            Prompts(self._open_as_saved(), self.template)  # errors of these parameters come first
         if self._problem.settings["base"] is not None:
             raise InputError(
-                f"this {type(self).__name__} was refined, so that nothing can be added to what it learnt or taken from "
-                "it; fit it to all texts, then refine."
+                f"this {type(self).__name__} was refined, so texts can neither be added nor forgotten; fit it to "
+                "all texts, then refine."
             )
         return super()._known()
 
@@ -525,7 +525,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     def _refuse_nothing(self, statistics):
         if not statistics.moments.output.n_tokens:
-            raise InputError("the texts have no token that could be learnt: all are a single token.")
+            raise InputError("the texts have no token to learn: each is a single token.")
 
     def _ready_to_save(self, moments):
         try:
@@ -540,7 +540,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         super()._restore_state({**attributes, "moments_": attributes["_problem"].moments})
 
     def _without_moments(self):
-        """Return a copy that predicts as this one and is as small as what it takes to predict."""
+        """Return a copy that predicts the same, and keeps only what prediction needs."""
         twin = copy.copy(self)
         twin._problem = self._current().without_moments(self._open_as_saved())
         twin.moments_ = twin._problem.moments

@@ -1,4 +1,4 @@
-"""Fast weights for language models: prompts, hooks on the frozen model, solves, generation, export."""
+"""Fast weights for language models: prompts, passes of the frozen model, solves, generation, export."""
 
 from faast_sklearn.language.fast_weight_lm import FastWeightLM
 

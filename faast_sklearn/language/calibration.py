@@ -1,4 +1,4 @@
-"""How strong fast weights should be, from held-out tokens of what was learnt."""
+"""Choose the strength of fast weights on held-out tokens."""
 
 import math
 from typing import Any
@@ -12,30 +12,30 @@ from faast_sklearn.language.tokens import raw_logits, row_chunks
 __all__ = ["HeldOut", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before"]
 
 _MOST_STEPS = 8
-# Choices have one deciding token a sample, often a few dozen in all, and of those Newton's method would make too much:
-# mean and spread of both weights before any is seen.
+# Prior mean and standard deviation of both weights where answers are choices: a sample then has one deciding token,
+# and Newton's method would overfit a few dozen tokens.
 _PRIOR = (0.5, 2.0)
-_CERTAINTY = 0.977  # that the gain is one, or it counts for nothing: two standard errors of many samples
-_LEAST_GAIN = 1e-3  # nats a token; another step is not worth its time
+_CERTAINTY = 0.977  # one-sided confidence that a gain has to reach: two standard errors with many samples
+_LEAST_GAIN = 1e-3  # nats per token; a smaller gain ends the search
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 
 
 class HeldOut:
-    """Tokens that were left out, and the directions learnt without them.
+    """Held-out tokens, and what was learnt without them.
 
     Parameters
     ----------
     keys : torch.Tensor of shape (t, d)
     targets : torch.Tensor of shape (t,), int64
     samples : torch.Tensor of shape (t,), int64
-        Which sample each token is of.
+        Number of the sample of each token.
     learnt : object
-        Of the other tokens: Directions, the (d, d) weights of a memory, or moments on the way to them.
+        What the other tokens gave: moments, then Directions or the (d, d) weights of a memory.
     base : FastWeights, default=None
-        What the model has already.
+        Fast weights that the model has already.
     among : torch.Tensor of int64, default=None
-        Tokens between which there is a choice: ``targets`` are positions in it, and the loss is that of a softmax over
-        these alone. By default all of the vocabulary.
+        Tokens to choose from: ``targets`` are positions in it, and the softmax of the loss is over these tokens only.
+        By default the whole vocabulary.
     """
 
     def __init__(
@@ -51,22 +51,22 @@ class HeldOut:
         self.base, self.among = base, among
 
     def choosing(self, among: Any) -> Any:
-        """Return the held-out tokens that are in sorted ``among``, as a choice between these alone."""
+        """Return the held-out tokens that are in ``among`` (sorted), with a softmax over ``among`` only."""
         kept = torch.isin(self.targets, among)
         targets = torch.searchsorted(among, self.targets[kept])
         return HeldOut(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
 
     def learning(self, learnt: Any, most: Any = None) -> Any:
-        """Return the same tokens, or the first ``most`` of them, with something else learnt."""
+        """Return the same tokens, or the first ``most`` of them, with another ``learnt``."""
         return HeldOut(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base, self.among)
 
 
 def best_weights(lm: Any, held: list, start: Any) -> tuple:
     """Minimise the negative log-likelihood of held-out tokens over the weights of step and shift.
 
-    Logits are linear in the two weights (but for a soft cap), so the loss is convex and Newton's method with
-    backtracking takes a few passes over the held-out tokens, O(t V d) each. Between choices a weak prior keeps the
-    weights near a half while there are few samples.
+    Without a soft cap, logits are linear in the two weights, so the loss is convex. Newton's method with backtracking
+    takes a few passes over the held-out tokens, O(t V d) each. With ``among``, a weak prior keeps the weights near 0.5
+    while there are few samples.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ def best_weights(lm: Any, held: list, start: Any) -> tuple:
     held : list of HeldOut
         With :class:`~faast_sklearn.language.solving.Directions`.
     start : (float, float)
-        Where to begin.
+        First guess.
 
     Returns
     -------
     weights : (float, float)
         Never negative.
     losses : torch.Tensor of shape (t,), float64
-        Of each token, at those weights.
+        Loss of each token at those weights.
     """
     at = torch.tensor(start, dtype=torch.float64)
     n = sum(len(part.targets) for part in held)
@@ -90,7 +90,7 @@ def best_weights(lm: Any, held: list, start: Any) -> tuple:
     for _ in range(_MOST_STEPS):
         hessian = hessian + torch.diag(1e-6 * hessian.diagonal() + 1e-12)
         step = torch.linalg.solve(hessian, gradient)
-        # A weight at zero that would turn negative stays there, and the other one moves on its own.
+        # A weight at zero that would turn negative stays at zero, and only the other one moves.
         blocked = (at <= 0) & (step > 0)
         if blocked.any():
             step = torch.where(blocked, 0.0, gradient / hessian.diagonal())
@@ -117,7 +117,7 @@ def losses_at(lm: Any, held: Any, weights: Any) -> Any:
 
 
 def losses_before(lm: Any, held: Any) -> Any:
-    """Return each held-out token's loss under the model as it is; a tensor of shape (t,), float64."""
+    """Return each held-out token's loss without what was learnt; a tensor of shape (t,), float64."""
     losses = []
     with frozen(lm.module):
         for part in held:
@@ -128,7 +128,7 @@ def losses_before(lm: Any, held: Any) -> Any:
 
 
 def _add_prior(held, at, losses, gradient, hessian):
-    """Return value, gradient and Hessian of the loss with the prior for choices added."""
+    """Return value, gradient and Hessian of the loss, including the prior for choices."""
     value = float(losses.sum())
     if held[0].among is None:
         return value, gradient, hessian
@@ -138,7 +138,7 @@ def _add_prior(held, at, losses, gradient, hessian):
 
 
 def _sweep(lm, held, at):
-    """Return each token's loss at weights ``at``, and gradient and (Gauss-Newton) Hessian of their sum."""
+    """Return each token's loss at weights ``at``, and the gradient and Gauss-Newton Hessian of the total loss."""
     losses, slopes, curves = [], [], []
     first, second = at.tolist()
     linear = torch.nn.functional.linear
@@ -146,7 +146,7 @@ def _sweep(lm, held, at):
         for part in held:
             learnt = part.learnt
             matrix = lm.head.weight if part.among is None else lm.head.weight[part.among]
-            # Statistics may be kept on another device than the model's.
+            # Statistics and model may be on different devices.
             update, reader, shift = (t.to(matrix.device) for t in (learnt.update, learnt.reader, learnt.shift))
             update, shift = update.to(matrix.dtype), _among(part, shift)
             for rows in row_chunks(len(part.targets), lm.head.out_features):
@@ -172,15 +172,15 @@ def _sweep(lm, held, at):
                         [torch.einsum("nv,nv->", weighted[i], other) - means[i] @ means[j] for i, other, j in pairs]
                     )
                 )
-    # Only now does the host wait for the device.
+    # The host waits for the device only here.
     gradient, (aa, ab, bb) = (torch.stack(parts).cpu().double().sum(0) for parts in (slopes, curves))
     return torch.cat(losses).cpu().double(), gradient, torch.stack([torch.stack([aa, ab]), torch.stack([ab, bb])])
 
 
 def is_better(before: Any, after: Any, held: Any) -> bool:
-    """Whether losses fell by more than chance: two standard errors of the sum over many samples, more of a few.
+    """Whether losses fell by more than chance: two standard errors of the sum, more with few samples.
 
-    The tokens of a sample go together. With few samples their spread is uncertain too, so the bound is Student's.
+    Tokens of a sample are correlated, so gains are summed per sample. The bound is a quantile of Student's t.
     """
     offset, index = 0, []
     for part in held:
@@ -195,7 +195,7 @@ def is_better(before: Any, after: Any, held: Any) -> bool:
 
 
 def interpolation_weight(lm: Any, held: list) -> tuple:
-    """Return the weight of an output memory in front of the final norm at which held-out tokens are most likely.
+    """Choose the weight of an output memory (in front of the final norm) that makes held-out tokens most likely.
 
     Parameters
     ----------
@@ -206,9 +206,9 @@ def interpolation_weight(lm: Any, held: list) -> tuple:
     Returns
     -------
     weight : float
-        One of a few from 0.3 to 1; zero if none is better than the frozen model, as :func:`is_better` says.
+        One of nine from 0.3 to 1; 0 if the best is not better than the frozen model by :func:`is_better`.
     loss : float
-        A token.
+        Per token.
     """
     before = _interpolated(lm, held, 0.0)
     losses = {r: _interpolated(lm, held, r) for r in _INTERPOLATIONS}
@@ -231,7 +231,7 @@ def _interpolated(lm, held, r):
 
 
 def _among(part, vocabulary):
-    """Select the tokens that may be chosen from the last axis of a tensor, the vocabulary."""
+    """Select the tokens of ``among`` from the last axis of a tensor, the vocabulary."""
     return vocabulary if part.among is None else vocabulary[..., part.among]
 
 

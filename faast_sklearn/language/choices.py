@@ -1,4 +1,4 @@
-"""How likely a language model finds each of some answers."""
+"""Log-probabilities that a language model gives to each of several answers."""
 
 import copy
 import inspect
@@ -15,7 +15,7 @@ from faast_sklearn.language.passes import ExchangePass
 
 __all__ = ["ChoiceScorer", "deciding_tokens", "refuse_other_targets"]
 
-# For a batch of the default size, how many logits and how many cached tokens may exist at once.
+# Most logits and most cached tokens that may exist at once, for a batch of the default size.
 _MOST_LOGITS = 2**26
 _MOST_TOKENS = 2**16
 
@@ -24,23 +24,23 @@ class ChoiceScorer(ExchangePass):
     """Runs a language model over prompts and returns the log-probability of each of k whole answers.
 
     Drive it with :func:`~faast_sklearn.features.loop.stream_features`, over ``prompts.questions(X, room=scorer.room)``.
-    An answer counts with the token that ends it, so one that another begins with is told from it. The prompt runs
-    once; the answers follow from its key-value cache (from the encoder's output for encoder-decoders), some at a time
-    where there are many. ``forward`` returns natural logarithms, shape (n, k), float32 or better.
+    The end token of an answer counts too, which tells it from a longer answer with the same beginning. The prompt
+    runs once; answers are scored from its key-value cache (for encoder-decoders, from the encoder's output), in chunks
+    if there are many. ``forward`` returns natural logarithms, shape (n, k), float32 or better.
 
     Parameters
     ----------
     lm : LanguageModel
-        Whatever hooks its module has are active.
+        Hooks on its module stay active.
     prompts : Prompts
-        That of the same model.
+        Of the same model.
     choices : sequence of k str
 
     Raises
     ------
     ValueError
-        If a choice is not a string, empty, too long for the model or there twice, or if there are none; the message
-        names it.
+        If there are no choices, or one is not a string, is empty, occurs twice or (from the first batch of prompts on)
+        is too long for the model; the message names it.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class ChoiceScorer(ExchangePass):
     >>> ChoiceScorer(SimpleNamespace(), None, ["yes", "no", "yes"])
     Traceback (most recent call last):
     ...
-    faast_sklearn.errors.InputError: choices[2] is 'yes' again; each choice may be there once.
+    faast_sklearn.errors.InputError: choices[2] is 'yes' again; list each choice once.
     """
 
     def __init__(self, lm: Any, prompts: Any, choices: Sequence) -> None:
@@ -58,17 +58,17 @@ class ChoiceScorer(ExchangePass):
         super().__init__(lm)
         self.prompts = prompts
         self.n_features = len(self.choices)
-        self._ids = {}  # answers of each turn: templates that are functions may have several
+        self._ids = {}  # tokens of the answers, by turn: a callable template may use several turns
         self._options = set(inspect.signature(type(lm.module).forward).parameters)
-        # transformers from 5.24 on names the cache of keys and values otherwise, and warns of the old name.
+        # transformers 5.24 renamed the key-value cache and warns about the old name.
         self._cache = "cache" if "cache" in self._options else "past_key_values"
 
     def room(self, turn: Any) -> Any:
-        """Tokens of the longest choice in a turn, with its end."""
+        """Return the number of tokens of the longest choice in a turn, with its end token."""
         return max(map(len, self._answers(turn)))
 
     def collate(self, items: Any) -> Any:
-        """Group prompts by what stands around their answers, which nearly always is the same."""
+        """Group prompts by the text around their answers, which is nearly always the same."""
         groups = {}
         for k, item in enumerate(items):
             groups.setdefault(item.turn, []).append(k)
@@ -105,10 +105,10 @@ class ChoiceScorer(ExchangePass):
         width = ids.shape[1]
         chunks = self._chunks(later, answers, width)
         for some in chunks:
-            # Both sides are padded on the right, where real tokens do not look.
+            # Inputs and targets are padded on the right, where causal attention does not look.
             given, given_mask = (t.to(self.device) for t in pad_rows([answers[k][:-1] for k in some], self.lm.pad_id))
             wanted, _ = pad_rows([answers[k][1:] for k in some], self.lm.pad_id)
-            # The pass below writes into it, so all but the last get a copy.
+            # The pass below writes into the cache, so every chunk but the last gets a copy.
             cache = filled if some is chunks[-1] else copy.deepcopy(filled)
             cache.batch_repeat_interleave(len(some))
             logits = self._call(
@@ -127,7 +127,7 @@ class ChoiceScorer(ExchangePass):
 
         n, encoded, parts = len(ids), None, {}
         chunks = self._chunks(list(range(1, len(answers))), answers, ids.shape[1])
-        # The first answer runs alone, together with the encoder, whose output then serves the others.
+        # The first answer runs with the encoder; the others reuse the encoder's output.
         for some in [[0], *chunks]:
             wanted, wanted_mask = (t.to(self.device) for t in pad_rows([answers[k] for k in some], self.lm.pad_id))
             given = decoder_inputs(self.lm, [answers[k] for k in some]).to(self.device)
@@ -145,14 +145,14 @@ class ChoiceScorer(ExchangePass):
         return torch.stack([parts[k] for k in range(len(answers))], 1)
 
     def _call(self, **inputs):
-        # Not every model numbers positions, or can leave logits out.
+        # Not every model takes position_ids or logits_to_keep.
         return self.module(**{k: v for k, v in inputs.items() if k not in _OPTIONAL or k in self._options})
 
     def _chunks(self, chosen, answers, width):
-        """Split answers so that memory is bounded for each prompt, whatever the number of answers."""
+        """Split answers into chunks, so that memory is bounded for any number of answers."""
         if not chosen:
             return []
-        # Of like length together, so that little is padding.
+        # Answers of similar length go together, so that there is little padding.
         chosen = sorted(chosen, key=lambda k: -len(answers[k]))
         longest = len(answers[chosen[0]])
         vocabulary = self.lm.head.weight.shape[0]
@@ -177,9 +177,9 @@ _OPTIONAL = ("position_ids", "logits_to_keep")
 
 
 def _summed(logits, wanted, mask):
-    """Sum the log-probabilities of the wanted tokens, prompt by prompt: shape (n, answers)."""
+    """Sum the log-probabilities of the wanted tokens of each answer to each prompt: shape (n, answers)."""
     k, scores = len(wanted), []
-    # One prompt at a time: probabilities are wider than logits and need not exist for all at once.
+    # One prompt at a time, since the float32 copy of bfloat16 logits takes twice their memory.
     for rows in logits.split(k):
         rows = _wide(rows)
         chosen = rows.gather(-1, wanted[..., None])[..., 0] - rows.logsumexp(-1)
@@ -192,12 +192,12 @@ def _wide(logits):
 
 
 def _checked(choices):
-    # A set has no order that would stay the same.
+    # A set has no stable order.
     if isinstance(choices, (str, bytes, Mapping, Set)) or not isinstance(choices, Iterable):
         raise InputError(f"choices must be a list of strings, got {choices!r}.")
     choices = list(choices)
     if not choices:
-        raise InputError("choices has no strings; pass at least one.")
+        raise InputError("choices is empty; pass at least one string.")
     seen = set()
     for k, choice in enumerate(choices):
         if not isinstance(choice, str):
@@ -205,13 +205,13 @@ def _checked(choices):
         if not choice.strip():
             raise InputError(f"choices[{k}] is empty; leave it out.")
         if choice in seen:
-            raise InputError(f"choices[{k}] is {choice!r} again; each choice may be there once.")
+            raise InputError(f"choices[{k}] is {choice!r} again; list each choice once.")
         seen.add(choice)
     return [str(choice) for choice in choices]
 
 
 def refuse_other_targets(targets: Sequence, choices: Sequence) -> None:
-    """Raise InputError for the first target that is none of the choices; the message names the nearest one.
+    """Raise InputError for the first target that is not among the choices; the message names the nearest choice.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def refuse_other_targets(targets: Sequence, choices: Sequence) -> None:
 
 
 def deciding_tokens(prompts: Any, choices: Sequence) -> set:
-    """Return the tokens in which choices part from one another.
+    """Return the tokens at which choices begin to differ.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def deciding_tokens(prompts: Any, choices: Sequence) -> set:
     Returns
     -------
     set of int
-        Wherever two answers have begun alike, the tokens with which they go on.
+        The different next tokens of answers that begin alike.
     """
     turn = prompts.questions(["a"])[0].turn
     following = {}

@@ -19,14 +19,14 @@ class Exchange:
     Parameters
     ----------
     prompt : tuple of int
-        Never empty. For encoder-decoders what the encoder reads.
+        Never empty. For encoder-decoders, what the encoder reads.
     answer : tuple of int, default=()
-        With the token that ends it; empty where an answer is to be found.
+        Includes its end token; empty if the answer is to be predicted.
     length : int, default=0
-        Tokens before the source was shortened, with the answer or the room kept for one. For
-        encoder-decoders those of the prompt alone. Beyond the model's limit something was cut.
+        Number of tokens before the source was shortened, including the answer or the room reserved for it; for
+        encoder-decoders of the prompt only. If it exceeds the model's limit, the text was cut.
     turn : Turn, default=Turn()
-        What stands around an answer to this prompt.
+        Text around the answer to this prompt.
     """
 
     prompt: tuple[int, ...]
@@ -36,9 +36,9 @@ class Exchange:
 
 
 class Exchanges(Sequence):
-    """Exchanges of many samples, made once.
+    """Exchanges of many samples, as a sequence.
 
-    Ids are kept in 32 bits, so that they take about as much memory as the texts themselves.
+    Token ids take 32 bits each, so exchanges take about as much memory as the texts.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Exchanges(Sequence):
         self._rows = []
 
     def append(self, prompt: Any, answer: Any, length: Any, turn: Any = _PLAIN) -> None:
-        """Add the exchange of the next sample; the parameters are those of :class:`Exchange`."""
+        """Add the exchange of the next sample, with the parameters of :class:`Exchange`."""
         self._rows.append((array("i", prompt), array("i", answer), length, turn))
 
     def __len__(self):

@@ -1,4 +1,4 @@
-"""Plain transformers checkpoints that have fast weights in their output matrix."""
+"""Write plain transformers checkpoints with fast weights folded into the output matrix."""
 
 import copy
 import os
@@ -29,7 +29,7 @@ def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
     Raises
     ------
     BackboneError
-        If the weights cannot be folded, or the model gives other logits when it is read again; nothing is written then.
+        If the weights cannot be folded, or the model gives different logits when read again. Nothing is then written.
     """
     matrix = weights.folded_matrix(lm)
     folder = Path(folder)
@@ -39,7 +39,7 @@ def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
     plain = _merged(lm.module)
     with weights.attached(lm, private=True):
         expected = _probe(lm, lm.module)
-    # Some models scale the states because the matrix is tied, and no longer do once it is not.
+    # Some models scale the states only while the output matrix is tied.
     for scale in dict.fromkeys((1.0, lm.norm_factor)):
         beside = folder.absolute().parent / f".{folder.name}.{uuid.uuid4().hex}.part"
         try:
@@ -49,8 +49,8 @@ def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     raise BackboneError(
-        f"{type(lm.module).__name__}, written and read again, has other logits than with the fast weights attached, so "
-        "nothing is left of it; use attached(), or save the estimator."
+        f"{type(lm.module).__name__}, written and read again, gives other logits than with the fast weights attached, "
+        "so the copy was deleted; use attached(), or save the estimator."
     )
 
 
@@ -65,7 +65,7 @@ def _written(lm, model, folder, expected):
 
 
 def _move(beside, folder):
-    """Put new files in the place of those of an older model in the folder; other files stay."""
+    """Replace the files of an older model in the folder; other files stay."""
     folder.mkdir(exist_ok=True)
     new = {file.relative_to(beside) for file in beside.rglob("*") if file.is_file()}
     for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
@@ -86,7 +86,7 @@ def _probe(lm, module):
 
 
 def _merged(module):
-    """Return the module, or a copy with the adapters of PEFT merged into the layers that they adapt."""
+    """Return the module, or a copy with its PEFT adapters merged into the layers that they adapt."""
     layers = [
         name for name, part in module.named_modules() if hasattr(part, "get_base_layer") and hasattr(part, "merge")
     ]
@@ -101,11 +101,11 @@ def _merged(module):
 
 
 def _with_matrix(module, matrix):
-    """Return a model like the frozen one, sharing its tensors, with another output matrix, not tied to any other."""
+    """Return a copy that shares the tensors of the frozen model but has its own, untied output matrix."""
     config = copy.deepcopy(module.config)
     for part in (config, config.get_text_config(decoder=True)):
         part.tie_word_embeddings = False
-        # What was read from a quantised file is stored plainly.
+        # Weights that were read from a quantised file are written unquantised.
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     with torch.device("meta"):
@@ -115,7 +115,7 @@ def _with_matrix(module, matrix):
     head.weight = torch.nn.Parameter(matrix, requires_grad=False)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
-        raise BackboneError(f"{type(model).__name__} keeps tensors that its state does not have: {left[:3]}.")
+        raise BackboneError(f"the state_dict of {type(model).__name__} lacks tensors that the model needs: {left[:3]}.")
     model.generation_config = copy.deepcopy(module.generation_config)
     return model.eval()
 

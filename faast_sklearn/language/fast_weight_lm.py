@@ -1,4 +1,4 @@
-"""FastWeightLM: a frozen language model that learns token sequences in one pass, without an estimator around it."""
+"""FastWeightLM: a frozen language model that learns token sequences in one pass, without an estimator."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ class FastWeightLM:
     """A frozen language model with fast weights: learn from token ids, then call it or generate.
 
     Published FAAST checkpoints work as their authors describe: ``from_pretrained``, ``reset_projection``, ``learn``,
-    ``generate``. What ``learn`` adds up is exact, so chunks, order and length do not matter; the solve runs when the
-    fast weights are next needed.
+    ``generate``. ``learn`` adds up exact statistics of constant size, so the order and batching of sequences do not
+    matter; the solve runs when the fast weights are next needed.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class FastWeightLM:
     Raises
     ------
     ValueError
-        If a parameter has no value of those.
+        If a parameter has another value.
     BackboneError
         If the model cannot be opened. It needs no tokenizer.
 
@@ -48,7 +48,7 @@ class FastWeightLM:
     model : LanguageModel
         The opened model and its tokenizer.
     moments : LanguageMoments or None
-        What was learnt.
+        Statistics of what was learnt.
 
     Examples
     --------
@@ -98,10 +98,10 @@ class FastWeightLM:
         path : str
             Folder, name on the hub, or spec.
         base_config : str, default=None
-            Folder, ``config.json`` or name that has the configuration of a published checkpoint's base model, where
-            the name in the checkpoint cannot be looked up.
+            Folder, ``config.json`` or hub name of the base model's configuration, if the name in a published
+            checkpoint cannot be looked up.
         alpha : float, default=None
-            Exponent of the truncation of singular values; what the checkpoint says by default.
+            As in the class. For a published checkpoint: exponent of its truncation, by default its own.
         **options
             Parameters of the class.
 
@@ -112,7 +112,7 @@ class FastWeightLM:
         Raises
         ------
         BackboneError
-            If the checkpoint lacks something or does not fit together; the message names it.
+            If parts of the checkpoint are missing or do not fit together; the message names them.
         """
         more = {} if base_config is None else {"base_config": base_config}
         spec = path if not isinstance(path, str) or ":" in path else f"hf:{path}"
@@ -132,7 +132,7 @@ class FastWeightLM:
 
     @property
     def moments(self) -> Any:
-        """What was learnt; None before anything was."""
+        """Statistics of what was learnt; None if nothing was."""
         return None if self.problem is None else self.problem.moments
 
     @property
@@ -157,10 +157,10 @@ class FastWeightLM:
         ----------
         input_ids : tensor of shape (n, t)
         attention_mask : tensor of shape (n, t), default=None
-            0 for padding, which teaches nothing.
+            0 for padding, which is not learnt.
         labels : tensor of shape (n, t), default=None
-            As transformers has them: of a decoder the tokens themselves with -100 where they are not to be learnt
-            (all are learnt by default); of an encoder-decoder the answers, which are needed.
+            As in transformers. For a decoder, the tokens, with -100 for those not to learn; by default all are learnt.
+            For an encoder-decoder, the answers; required.
         **inputs
             Passed to the model.
 
@@ -177,7 +177,7 @@ class FastWeightLM:
         labels = None if labels is None else torch.as_tensor(labels)
         if self.model.encoder_decoder:
             if labels is None:
-                raise InputError("an encoder-decoder model learns from labels=, the tokens of the answers.")
+                raise InputError("an encoder-decoder model learns answers; pass their tokens as labels=.")
             targets, where = labels.clamp_min(0), labels >= 0
             inputs["decoder_input_ids"] = self.model.module.prepare_decoder_input_ids_from_labels(labels=labels)
         else:
@@ -200,7 +200,7 @@ class FastWeightLM:
         return self
 
     def problem_of(self, moments: Any, **more: Any) -> "WeightProblem":
-        """Return the problem that moments pose under the settings of this model; nothing is solved yet.
+        """Return the problem made of moments and the settings of this model; nothing is solved yet.
 
         Parameters
         ----------
@@ -215,22 +215,22 @@ class FastWeightLM:
         return WeightProblem(moments, target=self.target, **self._settings, **more)
 
     def solved(self) -> SolvedWeights | None:
-        """Return the solved fast weights with what was chosen; None if nothing has been learnt."""
+        """Return the solved fast weights and their settings; None if nothing has been learnt."""
         return None if self.problem is None else self.problem.solved(self.model)
 
     @property
     def weights(self) -> FastWeights:
-        """The fast weights; those of the frozen model if nothing has been learnt."""
+        """The fast weights; without any effect if nothing has been learnt."""
         return FastWeights("residual", None) if self.problem is None else self.solved().weights
 
     @contextmanager
     def attached(self, *, private: bool = False) -> Iterator[Any]:
-        """Put the fast weights on the transformers model for the time of a block, and yield it.
+        """Attach the fast weights to the transformers model for the time of a block, and yield the model.
 
         Parameters
         ----------
         private : bool, default=False
-            For passes of the library itself alone, which other threads do not see.
+            Attach them for the library's own passes in this thread only.
         """
         with self.weights.attached(self.model, private=private):
             yield self.model.module

@@ -1,4 +1,4 @@
-"""Fast weights of a language model: what is put on the frozen one, as hooks or folded into its output matrix."""
+"""Fast weights of a language model, applied as hooks or folded into its output matrix."""
 
 import threading
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Middle(Stateful):
     Parameters
     ----------
     layer : int
-        The block.
+        Index of the block.
     update : torch.Tensor of shape (d, d)
         ``h ← h + h update``: its fast weights times the trained projection.
     """
@@ -41,22 +41,21 @@ class Middle(Stateful):
 
 @dataclass(frozen=True, eq=False)
 class FastWeights(Stateful):
-    """Solved memories, ready to be put on a language model.
+    """Solved memories, ready to be attached to a language model.
 
-    Every one is a linear update of a hidden state, ``h ← h + h U``: the output memory of Bao et al.,
-    ``(1 − r) h + r h W``, has ``U = r (W − I)`` in front of the final norm; residual fast weights act where the state
-    enters the output matrix E, so ``E (I + U)ᵀ`` has them for nothing.
+    Each is a linear update of a hidden state, ``h ← h + h U``. The output memory of Bao et al., ``(1 − r) h + r h W``,
+    has ``U = r (W − I)`` and acts in front of the final norm. Residual fast weights act where the state enters the
+    output matrix E, so they fold into it as ``E (I + U)ᵀ`` and then cost nothing.
 
     Parameters
     ----------
     target : {"residual", "embedding"}
         Where ``update`` acts: at the output matrix's input, or at the final norm's.
     update : torch.Tensor of shape (d, d), or None
-        None: the model's own states, to the bit.
+        None leaves the model's states unchanged, bit for bit.
     reader, shift : torch.Tensor of shape (d, k) and (k, vocabulary), or None
-        ``h reader shift`` is added to the output matrix's result: biases over the vocabulary, one a pass over the
-        data, read from the direction in which hidden states are nearly constant, so that they too are a change of
-        the matrix.
+        ``h reader shift`` is added to the output matrix's result, so it folds into the matrix too. As ``h reader`` is
+        nearly constant, each row of ``shift`` acts as a bias over the vocabulary; one row per pass over the data.
     middle : tuple of Middle, default=()
     """
 
@@ -75,7 +74,7 @@ class FastWeights(Stateful):
     _carried: threading.local = field(default_factory=threading.local, repr=False)
 
     def fits(self, lm: Any) -> bool:
-        """Whether they are on the model's device and in its dtype."""
+        """Whether all weights are on the model's device and in its dtype."""
         return all(t.device == lm.device and t.dtype == lm.dtype for t in self._tensors())
 
     def to(self, device: Any, dtype: Any = None) -> Any:
@@ -92,7 +91,7 @@ class FastWeights(Stateful):
         return [tensor for tensor in own if tensor is not None]
 
     def plus(self, other: Any) -> Any:
-        """Return weights that do what both do, of the same target and without middle memories."""
+        """Return the sum of both weights, which need the same target and no middle memories."""
 
         def added(one, two):
             return one if two is None else two if one is None else one + two
@@ -104,20 +103,20 @@ class FastWeights(Stateful):
         return FastWeights(self.target, added(self.update, other.update), reader, shift)
 
     def adapt(self, states: Any) -> Any:
-        """Return hidden states with the update; at the place where it acts."""
+        """Return hidden states with the update added."""
         if self.update is None:
             return states
         return states + states @ self.update
 
     def adapt_raw(self, states: Any, raw: Any) -> Any:
-        """Return the output matrix's result with the shift, for states as they were before the update."""
+        """Add the shift to the output matrix's result; ``states`` are those before the update."""
         if self.shift is None:
             return raw
         flat = torch.addmm(raw.flatten(0, -2), (states @ self.reader).flatten(0, -2), self.shift)
         return flat.view(raw.shape)
 
     def hooks(self, lm: Any) -> Any:
-        """Return what :func:`~faast_sklearn.backbones.hooks.hooked` takes: hooks before and after modules."""
+        """Return hooks before and after modules, as :func:`~faast_sklearn.backbones.hooks.hooked` takes them."""
         before, after = [(lm.layers[m.layer], _adding(m.update)) for m in self.middle], []
         if self.target == "embedding" and self.update is not None:
             before.append((lm.final_norm, self.adapt))
@@ -129,7 +128,7 @@ class FastWeights(Stateful):
 
     @contextmanager
     def attached(self, lm: Any, *, private: bool = False) -> Iterator[Any]:
-        """Put them on the model for the time of a block.
+        """Attach the weights to the model for the time of a block.
 
         Parameters
         ----------
@@ -138,29 +137,29 @@ class FastWeights(Stateful):
             See :func:`~faast_sklearn.backbones.hooks.hooked`.
         """
         try:
-            # What was compiled before has no hooks in it, and what is compiled now would keep them.
+            # Code that was compiled before lacks the hooks, and code compiled now would keep them.
             with uncompiled(lm.module, everywhere=not private), hooked(*self.hooks(lm), private=private):
                 yield
         finally:
-            self._carried.__dict__.clear()  # of a pass that failed on its way
+            self._carried.__dict__.clear()  # left by a pass that failed
 
     def folded_matrix(self, lm: Any) -> Any:
-        """Return the output matrix that has the fast weights in it, of shape (vocabulary, d), in its own dtype.
+        """Return the output matrix with the fast weights folded in: shape (vocabulary, d), in its own dtype.
 
         Raises
         ------
         BackboneError
-            If they do not act on the output matrix.
+            If the weights do not act on the output matrix.
         """
         if self.middle:
             raise BackboneError(
-                "memories in the middle of the model act before its later blocks, so no output matrix can hold them."
+                "memories in the middle of the model do not act on its output matrix, so they cannot be folded into it."
             )
         matrix = lm.head.weight.detach()
         if self.target == "embedding" and self.update is not None:
             raise BackboneError(
-                "target='embedding' changes the hidden state in front of the final norm, which is not linear, so no "
-                "output matrix can hold it; use target='residual'."
+                "target='embedding' changes the hidden state in front of the final norm, which is not linear, so the "
+                "change cannot be folded into the output matrix; use target='residual'."
             )
         folded = matrix.to(torch.float32 if matrix.dtype != torch.float64 else torch.float64)
         if self.update is not None:
@@ -173,13 +172,13 @@ class FastWeights(Stateful):
 
     def _enter(self, states):
         if self.shift is not None:
-            # The shift reads the state as it came, and the hook behind the matrix does not see that one.
-            self._carried.__dict__.setdefault("states", []).append(states)  # blocks of the same weights may nest
+            # The shift needs the state before the update, which the hook after the matrix does not see.
+            self._carried.__dict__.setdefault("states", []).append(states)  # the same weights may be attached twice
         return self.adapt(states)
 
     def _leave(self, _, raw):
         states = self._carried.__dict__.get("states")
-        # None if another thread attached them while this one was in the matrix.
+        # None if another thread attached the weights while this one was inside the matrix.
         return self.adapt_raw(states.pop(), raw) if states else None
 
 

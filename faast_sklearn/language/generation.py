@@ -1,4 +1,4 @@
-"""Answers written by the model itself, token by token, many prompts at once."""
+"""Generate answers token by token, for many prompts at once."""
 
 import numbers
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from faast_sklearn.language.passes import ExchangePass
 
 __all__ = ["Generator"]
 
-# What the model's own generation settings say about sampling would be a contradiction where nothing is sampled.
+# Defaults in place of the model's own sampling settings, which contradict do_sample=False.
 _GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
@@ -21,25 +21,24 @@ class Generator(ExchangePass):
     """Runs a language model over prompts and returns the texts that it generates.
 
     Drive it with :func:`~faast_sklearn.features.loop.stream_features`, over
-    ``Prompts.questions(X, room=generator.room)``;
-    ``forward`` returns one string a prompt.
+    ``Prompts.questions(X, room=generator.room)``; ``forward`` returns one string per prompt.
 
     Parameters
     ----------
     lm : LanguageModel
-        Whatever hooks its module has are active.
+        Hooks on its module stay active.
     max_new_tokens : int, default=64
-        Most tokens of an answer. A decoder whose context ends sooner stops there.
+        Maximum number of tokens of an answer; fewer if the context is full sooner.
     num_beams : int, default=1
-        1 is greedy search. Nothing is sampled; what else is to be set comes from the model's own generation settings,
-        which stay as they are.
+        1 is greedy search. Nothing is sampled. All other settings are the model's own generation settings, which are
+        not changed.
     stop_ids : sequence of int, default=None
         Tokens at which an answer ends; the model's end tokens by default.
 
     Attributes
     ----------
     room : int
-        Tokens that a decoder's prompt should leave to the answer: all it may have, at most half of the context.
+        Tokens that a decoder's prompt leaves to the answer: ``max_new_tokens``, but at most half of the context.
 
     Raises
     ------
@@ -80,14 +79,14 @@ class Generator(ExchangePass):
         self.max_new_tokens = int(max_new_tokens)
         self.room = self.max_new_tokens if lm.limit is None else min(self.max_new_tokens, max(1, lm.limit // 2))
         self.default_batch_size = max(1, lm.default_batch_size // int(num_beams))
-        self._reads_mask = lm.reads_mask  # found out here, not by the threads that collate
+        self._reads_mask = lm.reads_mask  # computed here, not in the threads that collate
         self._stops = set(stops)
 
     def collate(self, items: Any) -> Any:
-        """Group prompts by how many tokens their answers may have, so that no answer depends on its batch."""
+        """Group prompts by the maximum length of their answers, so that no answer depends on its batch."""
         groups = {}
         for k, item in enumerate(items):
-            # What reads padding as text runs alone: those known (RWKV) mix up the states of a batch too.
+            # A model that reads padding as text (RWKV) also mixes up the states of a batch: one prompt at a time.
             alone = None if self._reads_mask else k
             groups.setdefault((self._most(item), alone), []).append(k)
         side = "right" if self.lm.encoder_decoder else "left"
@@ -102,10 +101,10 @@ class Generator(ExchangePass):
         return Batch(inputs, len(items), np.array([item.length for item in items]), self.lm.limit)
 
     def forward(self, batch: Any) -> Any:
-        """Generate; the texts come without prompt, special tokens, end of the template and spaces around them."""
+        """Generate texts, without the prompt, special tokens, the end of the template and surrounding spaces."""
         texts = [""] * batch.size
         for most, rows, ids, mask in batch.inputs:
-            # The decoder of an encoder-decoder starts with a token that is no part of the text either.
+            # The output of an encoder-decoder begins with a start token, which is not part of the text.
             first = 1 if self.lm.encoder_decoder else ids.shape[1]
             with frozen(self.module):
                 output = self.module.generate(
@@ -114,12 +113,12 @@ class Generator(ExchangePass):
                     generation_config=self._config(most, first),
                 )
             for (k, after), row in zip(rows, output[:, first:].tolist(), strict=True):
-                # What the template has behind an answer was learnt with it and is no part of it.
+                # The end of the template was learnt with the answers, but is not part of them.
                 texts[k] = self._decode(row).removesuffix(after).rstrip()
         return texts
 
     def check(self, output: Any, n: Any) -> None:
-        """Raise BackboneError unless there is one text a prompt."""
+        """Raise BackboneError unless there is one text per prompt."""
         if len(output) != n:
             raise BackboneError(f"generation gave {len(output)} texts for {n} prompts.")
 
@@ -131,14 +130,14 @@ class Generator(ExchangePass):
         limit = self.lm.limit
         if limit is None:
             return self.max_new_tokens
-        # A decoder's context holds the prompt too; the one of an encoder-decoder its start token.
+        # The context also holds the prompt of a decoder, or the start token of an encoder-decoder.
         taken = 1 if self.lm.encoder_decoder else len(item.prompt)
         return max(1, min(self.max_new_tokens, limit - taken))
 
     def _config(self, most, taken):
         from transformers import GenerationConfig
 
-        # Checkpoints bring one of the two bounds, and transformers warns where the other one is set as well.
+        # Checkpoints set one of the two bounds, and transformers warns if the other one is set too.
         if self.module.generation_config.max_new_tokens is None:
             length = {"max_new_tokens": None, "max_length": taken + most}
         else:
@@ -146,6 +145,6 @@ class Generator(ExchangePass):
         return GenerationConfig(**{**self.settings, **length})
 
     def _decode(self, row):
-        # The token that pads a batch may be an ordinary one.
+        # Cut at the end token: the token that pads a batch may be an ordinary one.
         stop = next((i for i, token in enumerate(row) if token in self._stops), len(row))
         return self.lm.tokenizer.decode(row[:stop], skip_special_tokens=True).strip()

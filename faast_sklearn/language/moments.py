@@ -1,4 +1,4 @@
-"""What is known of learnt tokens: immutable float64 statistics, exact under ``+`` and ``−``, of a size without N."""
+"""Statistics of learnt tokens: immutable, float64, exact under ``+`` and ``−``, independent of N in size."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -24,11 +24,11 @@ class TokenMoments(Stateful):
     memory : CrossMoments
         Of keys (hidden states) and values.
     expected : Scatter or None
-        Of the embeddings that the frozen model expected, ``Σ_v p_v e_v``: with ``probability`` the curvature of the
-        loss. None for targets that need none.
+        Of the embeddings that the frozen model expected, ``Σ_v p_v e_v`` times the slopes of the logits; with
+        ``curvature`` it gives the curvature of the loss. None for ``target="embedding"``.
     counts, probability, curvature : torch.Tensor of shape (vocabulary,), float64, or None
-        How often each token came, the sum of its probabilities, and that sum weighted with the squared slope of the
-        logits.
+        How often each token came, the sum of its probabilities, and the sum of probability times squared
+        slope of the logit. None for ``target="embedding"``.
     loss : float
         Sum of the frozen model's negative log-likelihoods, natural logarithm.
     """
@@ -156,11 +156,11 @@ class LanguageMoments(Stateful):
             )
         unknown = self.reserve.missing(removed.reserve)
         if unknown:
-            raise ForgetError(f"{unknown} of these samples, or more, were never learnt as they are.")
+            raise ForgetError(f"at least {unknown} of these samples were never learnt in this form.")
         return self - removed
 
     def same_texts(self, other: Any) -> bool:
-        """Whether both are of the same texts, as far as they can tell."""
+        """Whether both seem to be of the same texts: equal counts, and equal digests in the reserves."""
         one, two = (
             (m.n_samples, round(m.output.n_tokens), [s.digest for s in m.reserve.samples]) for m in (self, other)
         )
@@ -181,14 +181,14 @@ class LanguageMoments(Stateful):
 
 
 class _Outline:
-    """Widths of the moments of a language model; None where there is no such part."""
+    """Widths of the moments of a language model; None for parts that it lacks."""
 
     def __init__(self, memory, expected, vocabulary, middle):
         self.memory, self.expected, self.vocabulary, self.middle = memory, expected, vocabulary, middle
 
     def __add__(self, other):
         if vars(self) != vars(other):
-            raise InputError("ranks have learnt from other language models, or to other targets; make them equal.")
+            raise InputError("ranks have learnt with different language models or targets; use the same ones on all.")
         return self
 
     def summed(self, ranks, moments):

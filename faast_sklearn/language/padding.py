@@ -1,4 +1,4 @@
-"""Token rows of several lengths to one tensor, on the side that the model needs."""
+"""Pad rows of token ids to one tensor, on the side that the model needs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 __all__ = ["decoder_inputs", "pad_rows"]
 
-_IGNORED = -100  # transformers' mark of a label that is padding
+_IGNORED = -100  # label that transformers ignores
 
 
 def pad_rows(rows: Sequence, fill: int, side: str = "right") -> tuple:
@@ -46,7 +46,7 @@ def pad_rows(rows: Sequence, fill: int, side: str = "right") -> tuple:
 
 
 def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:
-    """Tokens that a decoder reads in order to predict each token of the answers.
+    """Return the tokens that a decoder reads to predict each token of the answers.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:
     Returns
     -------
     ids : tensor of shape (n, t), int64
-        Shifted by one as the model itself does it, its start token first; padded on the right, where a causal
-        decoder does not look.
+        The answers shifted by one, as the model itself shifts them, with its start token first; padded on the right,
+        where a causal decoder does not look.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:
     config = lm.module.config
     shift = getattr(lm.module, "prepare_decoder_input_ids_from_labels", None)
     if shift is not None and config.pad_token_id is not None:
-        # The model knows best: mBART, for one, starts with the answer's last token.
+        # Prefer the model's own shift: mBART, for example, starts with the answer's last token.
         labels, _ = pad_rows(answers, _IGNORED)
         ids = shift(labels=labels)
         ids[ids == _IGNORED] = lm.pad_id

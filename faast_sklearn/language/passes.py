@@ -1,4 +1,4 @@
-"""Passes of the frozen model over prompts and answers: to learn from them, and to say how likely they are."""
+"""Passes of the frozen model over prompts and answers, to learn from them or to compute their likelihood."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ __all__ = ["ExchangePass", "LearningPass", "LikelihoodPass", "Observation", "obs
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What a batch of samples teaches.
+    """Statistics of a batch of samples.
 
     Parameters
     ----------
     moments : LanguageMoments
     finite : bool tensor of shape (n,)
-        Whether the hidden states of each sample are.
+        Whether the hidden states of each sample are finite.
     """
 
     moments: LanguageMoments
@@ -43,22 +43,22 @@ def observe(
     target: Literal["residual", "embedding"],
     weights: Any = None,
 ) -> "Observation":
-    """Run the frozen model over a batch and return what its tokens teach.
+    """Run the frozen model over a batch and return the statistics of its tokens.
 
     Parameters
     ----------
     lm : LanguageModel
     inputs : dict of tensors
-        What the module is called with.
+        Keyword arguments of the module.
     where : bool tensor of shape (n, t)
         Positions of the decoder whose next token is learnt.
     targets : tensor of shape (n, t), int64
         The next token at each of them.
     digests : sequence of n bytes
-        Of the samples.
+        Digests of the samples.
     target : {"residual", "embedding"}
     weights : FastWeights, default=None
-        Residuals are taken from the model with them.
+        Residuals are those of the model with these weights; by default of the frozen model.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def observe(
     """
     layers = lm.readouts.layer_indices if lm.readouts is not None else ()
     keys, states = hidden_states(lm, inputs, where, target, layers)
-    keys, wanted = keys.clone(), targets[where]  # what comes out of a frozen pass may not be changed in place
+    keys, wanted = keys.clone(), targets[where]  # outputs of a frozen pass must not be changed in place
     lengths = where.sum(1)
     output = token_moments(lm, target, keys, wanted, weights)
     middle = [_middle_moments(lm, k, part, where) for k, part in enumerate(states)]
@@ -82,7 +82,7 @@ def _reserve(lm, digests, keys, targets, lengths):
 
 
 def _middle_moments(lm, k, states, where):
-    """Return keys and values of a middle memory: a state, and the next state times its score."""
+    """Return the moments of a middle memory: a key is a state, its value the next state times a score."""
     scorer = lm.readouts.scorers[k]
     keys = states[where]
     following = torch.zeros_like(where)
@@ -99,7 +99,7 @@ class ExchangePass(ForwardPass):
     Parameters
     ----------
     lm : LanguageModel
-        Whatever hooks its module has are active.
+        Hooks on its module stay active.
     """
 
     modality = "text"
@@ -111,7 +111,7 @@ class ExchangePass(ForwardPass):
 
     @property
     def shares_memory_with(self) -> Any:
-        """The module, so that all passes over it share the largest batch size that fits."""
+        """The module: all passes over it share the largest batch size that fits."""
         return self.module
 
     def read(self, sample: Any) -> Any:
@@ -119,7 +119,7 @@ class ExchangePass(ForwardPass):
         return sample
 
     def sort_key(self, item: Any) -> Any:
-        """Tokens of the exchange."""
+        """Return the number of tokens of the exchange."""
         return len(item.prompt) + len(item.answer)
 
 
@@ -157,7 +157,7 @@ class _AnswerPass(ExchangePass):
 
 
 class LearningPass(_AnswerPass):
-    """Runs a language model over prompts and answers and returns what they teach.
+    """Runs a language model over prompts and answers and returns their statistics.
 
     Drive it with :func:`~faast_sklearn.features.loop.stream_features`; ``forward`` returns an :class:`Observation`.
 
@@ -168,7 +168,7 @@ class LearningPass(_AnswerPass):
     learn_from : {"answer", "all"}, default="answer"
         Which tokens of a decoder's text are targets.
     weights : FastWeights, default=None
-        Residuals are taken from the model with them.
+        Residuals are those of the model with these weights; by default of the frozen model.
     """
 
     def __init__(
@@ -199,14 +199,14 @@ class LikelihoodPass(_AnswerPass):
     ----------
     lm : LanguageModel
     weights : FastWeights
-        To score with.
+        Applied to the model.
     learn_from : {"answer", "all"}, default="answer"
         Which tokens of a decoder's text count.
 
     Notes
     -----
-    ``forward`` returns, for each sample, the sum of its tokens' log-probabilities (natural logarithm), how many there
-    are, and how many of them are the most likely token; shape (n, 3).
+    ``forward`` returns, for each sample, the sum of its tokens' log-probabilities (natural logarithm), the number of
+    tokens, and the number of tokens that the model ranks first; shape (n, 3).
     """
 
     n_features = 3

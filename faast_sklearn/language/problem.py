@@ -1,4 +1,4 @@
-"""Moments and settings as one problem: alpha and strengths chosen on held-out tokens, then solved with all of them."""
+"""Moments and settings as one problem: choose alpha and strengths on held-out tokens, then solve with all tokens."""
 
 import functools
 import numbers
@@ -41,13 +41,13 @@ __all__ = ["SolvedWeights", "WeightProblem", "check_settings", "solve_weights"]
 _UNIT = (1.0, 0.75)
 _FEW_TOKENS = 4000.0
 _MIDDLE_ALPHA = {"ridge": 0.1, "pinv": 0.5}
-# Held-out tokens that decide between alphas; their strengths are then found on all of them.
+# Held-out tokens that compare alphas; strengths at the best one are then chosen on all held-out tokens.
 _TRIAL_TOKENS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class SolvedWeights(Stateful):
-    """Fast weights and how they came about.
+    """Fast weights and the settings that gave them.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ class SolvedWeights(Stateful):
     memory_weight : float
         The strength used.
     shift_weight : float
-        That of the vocabulary's shift; 0 for targets without.
+        Strength of the vocabulary's shift; 0 for targets without a shift.
     held_out_loss : float or None
-        Negative log-likelihood a token on held-out tokens, at these strengths; None where nothing was held out.
+        Negative log-likelihood per held-out token, at these strengths; None if nothing was held out.
     condition : float or None
-        Condition number of the solve for the keys of the output memory; None where no weights were solved for.
+        Condition number of the solve for the keys of the output memory; None if nothing was solved.
     """
 
     weights: FastWeights
@@ -106,9 +106,9 @@ def solve_weights(
 ) -> "SolvedWeights":
     """Solve for fast weights.
 
-    Held-out tokens come from the reserve. Up to four folds of it are left out of the statistics in turn, where it is
-    a large part of all there is; else it is left out at once. Further passes over the data start from weights that
-    have not seen the tokens which are held out from all of them.
+    Held-out tokens come from the reserve. If it has more than a quarter of all tokens, it is split into up to four
+    folds, each left out of the statistics in turn; else it is left out as a whole. Where data is read in several
+    passes, all hold out the first fold only, and none starts from weights that have learnt it.
 
     Parameters
     ----------
@@ -118,12 +118,12 @@ def solve_weights(
     solver : {"ridge", "pinv"}
     alpha, memory_weight : float or "auto"
     among : sequence of int, default=None
-        Tokens in which answers differ, where only some answers are possible: strengths are then chosen by how well
-        these are told apart. By default by the likelihood of all tokens.
+        If only some answers are possible, the tokens at which they differ: strengths then minimise the loss of a
+        softmax over these tokens, by default of one over the whole vocabulary.
     base : FastWeights, default=None
-        Weights at which residuals were taken, to be added to; the frozen model by default.
+        Weights at which residuals were taken; the result includes them. By default the frozen model.
     hold_out : bool, default=False
-        Leave what is held out out of the weights too, for another pass to start from.
+        Solve for the weights without the held-out tokens too, so that another pass can start from them.
 
     Returns
     -------
@@ -146,7 +146,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     needed = automatic or alpha == "auto" or hold_out
     parts = _left_out(lm, moments, "residual", among, base, single) if needed else []
     strengths = _few(output, among) if automatic else tuple(memory_weight * w for w in _UNIT)
-    spectra = [key_spectrum(part.learnt.memory) for part in parts]  # which no alpha changes
+    spectra = [key_spectrum(part.learnt.memory) for part in parts]  # the same for every alpha
 
     def trial(alpha, start, most=None):
         held = []
@@ -158,7 +158,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     if alpha == "auto" and not parts:
         alpha = _MIDDLE_ALPHA[solver]
     elif alpha == "auto":
-        # From the strongest filter on; each begins where the one before ended.
+        # The strongest filter comes first; each search starts where the one before ended.
         tried, start = {}, strengths
         for one in sorted(ALPHAS[solver], reverse=solver == "ridge"):
             start, losses = tried[one] = trial(one, start, _TRIAL_TOKENS)
@@ -193,9 +193,9 @@ def _warn(condition, memory, solver, alpha):
 
 
 def _few(output, among):
-    """Return strengths that are safe with few tokens: the start of the search, or the choice if nothing is held out."""
+    """Return strengths that are safe with few tokens: the start of the search, or final if nothing is held out."""
     if among is not None:
-        return (0.1, 0.0)  # a choice is easily spoilt
+        return (0.1, 0.0)  # strong weights easily spoil choices
     return (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
 
 
@@ -240,7 +240,7 @@ def _cast(lm, tensor):
 
 
 def _left_out(lm, moments, target, among=None, base=None, single=False):
-    """Return held-out tokens, each part with the statistics of all others; the first part only if ``single``."""
+    """Return parts of held-out tokens, each with the statistics of all other tokens; if ``single`` only the first."""
     reserve, total = moments.reserve, moments.output
     folds = reserve.folds(total.n_tokens)
     parts = []
@@ -251,7 +251,7 @@ def _left_out(lm, moments, target, among=None, base=None, single=False):
     if reserve.n_tokens < total.n_tokens or single:
         parts = [part.learning(total - part.learnt) for part in parts]
     else:
-        # All there is: what others give is added up, so that few tokens stay few rows.
+        # The reserve has all tokens. Adding up the other parts, instead of subtracting, keeps few tokens as few rows.
         rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]
         parts = [part.learning(learnt) for part, learnt in zip(parts, rest, strict=True)]
     if among is None:
@@ -261,14 +261,14 @@ def _left_out(lm, moments, target, among=None, base=None, single=False):
 
 
 def _sum(moments):
-    """Add moments up, without a neutral element to start from."""
+    """Add up moments, without a neutral element to start from."""
     return functools.reduce(operator.add, moments)
 
 
 class WeightProblem(Stateful):
-    """Moments and the settings that go with them, solved when first asked, once, under a lock.
+    """Moments and their settings; solved once, when first asked, under a lock.
 
-    Immutable but for the solution; pickles without a device.
+    Immutable except for the solution. Its pickle loads without the device that made it.
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ class WeightProblem(Stateful):
             return self._solved
 
     def without_moments(self, lm: Any) -> Any:
-        """Return the same, solved and as small as what it takes to predict."""
+        """Return a solved copy that keeps only what prediction needs."""
         return WeightProblem(NotSaved(self.moments.n_samples), **self.settings, solved=self.solved(lm))
 
     def _stated(self):
@@ -331,4 +331,4 @@ class WeightProblem(Stateful):
         return cls(moments, solved=solved, **settings)
 
     def __deepcopy__(self, memo):
-        return self  # nothing in it changes after the solve
+        return self  # nothing in it changes but the solution

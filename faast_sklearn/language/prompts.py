@@ -1,6 +1,6 @@
-"""Texts to token ids: what a language model reads first, and what it should write after it.
+"""Turn texts into token ids: prompts that a language model reads, and answers that it should write.
 
-Prompt and answer are tokenised apart, so a prompt has the same ids when an answer is learnt and when one is generated.
+Prompt and answer are tokenised separately, so a prompt has the same ids in learning and in generation.
 """
 
 import re
@@ -16,7 +16,7 @@ from faast_sklearn.language.templates import Turn, chat_turn, renderer
 
 __all__ = ["Exchange", "Exchanges", "Prompts", "targets_of"]
 
-# Fast tokenizers keep padding and truncation as state, and models share theirs; each call is short.
+# Fast tokenizers keep padding and truncation as state, and several models may share one; each call is short.
 _lock = threading.Lock()
 _TEXTS_A_CALL = 1024
 
@@ -28,10 +28,10 @@ class Prompts:
     ----------
     lm : LanguageModel
     template : None, str or callable, default=None
-        ``None``: the tokenizer's chat template where it has one (the source is the user's turn, the target the
-        assistant's); for encoder-decoders source and target as they are; else source and target on a line each.
-        A format string has ``{source}``, then ``{target}`` once; what follows the target is learnt with it; literal
-        braces are doubled. A callable gets the source and returns the prompt, or a list of chat messages.
+        ``None``: for encoder-decoders, source and target unchanged; else the tokenizer's chat template if it has one
+        (source: user's turn, target: assistant's), or source and target on one line each. A format string has
+        ``{source}``, then ``{target}`` once; text after the target is learnt with it; literal braces are doubled. A
+        callable gets the source and returns the prompt, or a list of chat messages.
 
     Attributes
     ----------
@@ -78,23 +78,23 @@ class Prompts:
         self.stop_ids = tuple(dict.fromkeys(ends))
 
     def pairs(self, X: Any, y: Any) -> "Exchanges":
-        """Write what is learnt from sources and their targets.
+        """Tokenise sources and targets to learn from.
 
         Parameters
         ----------
         X, y : sequence of n str
-            An empty source is a source; an empty target is not a target.
+            Sources may be empty, targets may not.
 
         Returns
         -------
         Exchanges
-            Where both together are too long for the model, the end of the source is left out.
+            If both together are too long for the model, the end of the source is cut.
 
         Raises
         ------
         InputError
-            Not strings, other lengths, an empty target, a target that alone is too long, or a template that leaves
-            no room.
+            If texts are not strings, X and y differ in length, a target is empty or too long by itself, or the
+            template leaves no room.
         """
         sources, targets = as_samples(X, "text"), targets_of(y)
         if len(sources) != len(targets):
@@ -116,7 +116,7 @@ class Prompts:
         return exchanges
 
     def questions(self, X: Any, room: int | Callable[..., Any] = 1) -> "Exchanges":
-        """Write prompts whose answers are to be found.
+        """Tokenise prompts whose answers are to be predicted.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class Prompts:
         Raises
         ------
         InputError
-            Not strings, or a template that leaves no room.
+            If texts are not strings, or the template leaves no room.
         """
         sources = as_samples(X, "text")
         exchanges = Exchanges()
@@ -146,7 +146,7 @@ class Prompts:
         return exchanges
 
     def texts(self, X: Any) -> "Exchanges":
-        """Write what is learnt from plain text: every token after the first is a target.
+        """Tokenise plain texts to learn from: every token after the first is a target.
 
         Parameters
         ----------
@@ -155,13 +155,13 @@ class Prompts:
         Returns
         -------
         Exchanges
-            The prompt is the token with which the tokenizer begins a text, else the first token of the text. A text
-            that is too long is cut, and then its end is not learnt.
+            The prompt is the special tokens that the tokenizer writes before a text, else the text's first token. A
+            text that is too long is cut; its end token is then not learnt.
 
         Raises
         ------
         InputError
-            Not strings, an empty text, or an encoder-decoder, which learns from pairs.
+            If texts are not strings, a text is empty, or the model is an encoder-decoder, which learns from pairs.
         """
         if self.lm.encoder_decoder:
             raise InputError("an encoder-decoder model learns from sources and targets; pass y as well.")
@@ -179,13 +179,13 @@ class Prompts:
         return exchanges
 
     def answers(self, texts: list, turn: "Turn | None" = None) -> list:
-        """Tokenise answers as they stand in one turn, with the token that ends them.
+        """Tokenise answers as written in one turn, with their end token.
 
         Parameters
         ----------
         texts : list of k str
         turn : Turn, default=None
-            An :class:`Exchange` has the one that its prompt needs.
+            The ``turn`` of the prompt's :class:`Exchange`.
 
         Returns
         -------
@@ -205,7 +205,7 @@ class Prompts:
     def _prompt_ids(self, rendered):
         rows = self._tokenize([prompt.text for prompt in rendered], special=self.lm.encoder_decoder)
         rows = [ids if prompt.complete else self._with_prefix(ids) for ids, prompt in zip(rows, rendered, strict=True)]
-        # Something must stand before the first token of an answer.
+        # The first token of an answer needs a token before it.
         return [ids or [self._start] for ids in rows]
 
     def _answers(self, targets, turns):
@@ -214,10 +214,10 @@ class Prompts:
             with _lock:
                 rows = self.lm.tokenizer(text_target=texts, padding=False, truncation=False, verbose=False)["input_ids"]
             self._refuse_unknown(rows)
-            # mBART and its kin write the language after the end.
+            # Tokenizers like mBART's write the language code after the end token.
             ended = [any(token in self.stop_ids for token in ids[-2:]) for ids in rows]
         else:
-            # A tokenizer that writes a space of its own before a text needs no second one.
+            # Some tokenizers write a space before a text themselves; avoid a second one.
             rows = self._tokenize([text[1:] if self._joins_space and text[:1] == " " else text for text in texts])
             ended = [bool(ids) and ids[-1] in self.stop_ids for ids in rows]
         return [
@@ -225,7 +225,7 @@ class Prompts:
         ]
 
     def _fit(self, source, prompt, room, i):
-        """Return the prompt's ids, of a shortened source where they are too many, and their number with the room."""
+        """Return the prompt's ids, with the source shortened if needed, and their number before that plus the room."""
         room = 0 if self.lm.encoder_decoder else room
         length = len(prompt) + room
         if self.lm.limit is None or length <= self.lm.limit:
@@ -242,7 +242,7 @@ class Prompts:
                 high = middle
         if fits is None:
             raise InputError(
-                f"X[{i}]: without any of the source, the template and the answer still take {len(ids) + room} tokens, "
+                f"X[{i}]: even without the source, the template and the answer take {len(ids) + room} tokens, "
                 f"and the model reads {self.lm.limit}; shorten the template or the answer."
             )
         return fits, length
@@ -288,18 +288,18 @@ class Prompts:
         return bool(ids) and self.lm.tokenizer.convert_ids_to_tokens(ids)[0][:1] in ("▁", "Ġ")
 
     def _turn_end(self, template):
-        """Find the token with which the chat template ends a turn, where it may be used."""
+        """Find the token that ends a turn of the chat template, if that template may be used."""
         try:
             turn = chat_turn(self.lm) if template is None or callable(template) else None
         except InputError:
             if template is None:
                 raise
-            turn = None  # the function may never ask for it
+            turn = None  # the function may never return chat messages
         return self._tokenize([turn.after])[0][-1:] if turn is not None and turn.after else []
 
 
 def targets_of(y: Any) -> Any:
-    """Return targets as a list of strings; errors call them y.
+    """Return targets as a sequence of strings; errors name them y.
 
     Raises
     ------

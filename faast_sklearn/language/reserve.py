@@ -1,4 +1,4 @@
-"""A bounded sample of learnt tokens, by which the strength of fast weights is chosen."""
+"""A bounded sample of learnt tokens, on which the strength of fast weights is chosen."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from faast_sklearn.persistence.state import Stateful, require
 
 __all__ = ["Reserve", "Sample", "digest"]
 
-# Enough to find the strengths to a hundredth of a nat, and 17 MB at d = 4096.
+# Enough to choose strengths to within 0.01 nats of loss; 17 MB in float32 at d = 4096.
 MOST_TOKENS = 1024
 _MOST_TOKENS_A_SAMPLE = 256
 _FOLDS = 4
-_NEVER = b"\xff" * 9  # after every digest
+_NEVER = b"\xff" * 9  # sorts after every digest
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Sample:
     Parameters
     ----------
     digest : bytes
-        Of its token ids, see :func:`digest`; it decides, whatever the order of the data, what is kept.
+        Of its token ids, see :func:`digest`; it decides whether the sample is kept, in any order of the data.
     keys : torch.Tensor of shape (t, d)
-        In the precision of the pass.
+        In the dtype of the pass.
     targets : torch.Tensor of shape (t,), int64
     """
 
@@ -41,7 +41,7 @@ class Sample:
 
 
 def digest(*rows: Any) -> Any:
-    """Return eight bytes that depend on rows of token ids and nothing else.
+    """Return an eight-byte hash of rows of token ids.
 
     Examples
     --------
@@ -56,18 +56,18 @@ def digest(*rows: Any) -> Any:
 
 
 class Reserve(Stateful):
-    """Samples of least digest, at most 1,024 tokens of them; of few data all.
+    """The samples with the smallest digests, at most 1,024 tokens; with little data, all samples.
 
-    Which samples are kept depends on which were learnt and not on their order or split, so a reserve is merged
-    exactly: ``+`` of two is the reserve of both. ``−`` takes samples out; those that had to make room before do not
-    come back, so after a large reserve has been forgotten it is smaller than it could be. Immutable.
+    Which samples are kept depends on which were learnt, not on their order or split, so ``+`` is exact: the sum of two
+    reserves is the reserve of both data sets. ``−`` removes samples. Samples dropped earlier do not come back, so a
+    reserve may be smaller after ``−`` than one learnt afresh. Immutable.
 
     Parameters
     ----------
     samples : tuple of Sample
         Sorted by digest.
     bound : bytes
-        Digests beyond this one have been dropped, and some samples of this digest.
+        Samples of greater digests have been dropped, and perhaps some of this digest.
 
     Examples
     --------
@@ -99,10 +99,10 @@ class Reserve(Stateful):
         ----------
         digests : sequence of n bytes
         keys : torch.Tensor of shape (t, d)
-            Of all samples, one after the other.
+            Keys of all samples, one sample after the other.
         targets : torch.Tensor of shape (t,), int64
         lengths : sequence of n int
-            Tokens of each sample. Of a long one evenly spaced tokens are kept.
+            Number of tokens of each sample. Of more than 256 tokens, evenly spaced ones are kept.
         """
         samples, start = [], 0
         for key, length in zip(digests, lengths, strict=True):
@@ -111,7 +111,7 @@ class Reserve(Stateful):
             samples.append(Sample(key, keys[rows], targets[rows]))
             start += length
         kept = cls.of(samples)
-        # Views would keep all that is not.
+        # Views would keep the whole batch in memory.
         return cls([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)
 
     @classmethod
@@ -120,9 +120,9 @@ class Reserve(Stateful):
         kept, tokens = [], 0
         for sample in sorted(samples, key=lambda s: s.digest):
             tokens += len(sample.targets)
-            # Samples at the bound are copies of one, of which as many stay as fit, whatever was merged first.
+            # Samples at the bound are copies of one sample; as many stay as fit, in any order of merging.
             if sample.digest > bound or tokens > MOST_TOKENS:
-                # Nothing after the first that does not fit, or the result would depend on the order of merging.
+                # Stop at the first that does not fit; otherwise the result would depend on the order of merging.
                 bound = min(bound, sample.digest)
                 break
             kept.append(sample)
@@ -137,19 +137,19 @@ class Reserve(Stateful):
         return sum(len(sample.targets) for sample in self.samples)
 
     def folds(self, n_learnt: float | None = None) -> list:
-        """Split the samples into folds, each of which is left out of the statistics that it judges.
+        """Split the samples into folds; each is left out of the statistics that it validates.
 
         Parameters
         ----------
         n_learnt : float, default=None
-            Tokens learnt in all. Where the reserve is at most a quarter of them, it is one fold.
+            Number of tokens learnt. If the reserve has at most a quarter of them, it is one fold.
 
         Returns
         -------
         list of list of int
-            Positions in ``samples`` that have a token; empty if one sample is all there is.
+            Positions in ``samples`` of those with tokens; empty if there are fewer than two to split.
         """
-        # A sample without a token that is learnt says nothing in any fold.
+        # A sample without learnt tokens would add nothing to a fold.
         told = [i for i, sample in enumerate(self.samples) if len(sample.targets)]
         if n_learnt is not None and self.n_tokens <= n_learnt / _FOLDS:
             return [told] if told else []
@@ -157,7 +157,7 @@ class Reserve(Stateful):
         return [] if k < 2 else [told[i::k] for i in range(k)]
 
     def rows(self, which: Any) -> Any:
-        """Return keys (t, d), targets (t,) and the number of each token's sample, of those at positions ``which``."""
+        """Return keys (t, d), targets (t,) and the sample number (t,) of the tokens of samples ``which``."""
         some = [self.samples[i] for i in which]
         lengths = torch.tensor([len(s.targets) for s in some])
         numbers = torch.arange(len(some)).repeat_interleave(lengths)
@@ -186,7 +186,7 @@ class Reserve(Stateful):
         return Reserve(left, self.bound)
 
     def missing(self, other: Any) -> Any:
-        """Return how many samples of ``other`` should be here if they had been learnt, but are not."""
+        """Return how many samples of ``other`` would be here if they had been learnt, but are not."""
         mine = {}
         for sample in self.samples:
             mine[sample.digest] = mine.get(sample.digest, 0) + 1
@@ -206,25 +206,25 @@ class Reserve(Stateful):
 
     @classmethod
     def _from_state(cls, keys, targets, digests, bound):
-        require(len(keys) == len(targets) == len(digests), "the reserve has not as many keys as targets and digests")
+        require(len(keys) == len(targets) == len(digests), "the reserve's keys, targets and digests differ in number")
         samples = [Sample(*parts) for parts in zip(digests, keys, targets, strict=True)]
-        require(all(len(s.keys) == len(s.targets) for s in samples), "a sample has not as many keys as targets")
+        require(all(len(s.keys) == len(s.targets) for s in samples), "a sample's keys and targets differ in number")
         require(list(digests) == sorted(digests), "the reserve is not sorted")
         return cls(samples, bound)
 
     def summed(self, ranks: Any, width: int) -> Any:
-        """Return the reserve of all ranks' samples; each sends those of its own, at most 1,024 tokens.
+        """Return the reserve of all ranks' samples; each rank sends its own, at most 1,024 tokens.
 
         Parameters
         ----------
         ranks : Ranks
         width : int
-            Of the keys; a rank may have none.
+            Of the keys, since a rank may have none.
         """
         told = ranks.gathered(lambda: ([(s.digest, len(s.targets)) for s in self.samples], self.bound))
         keys, targets = torch.zeros((0, width)), torch.zeros(0, dtype=torch.int64)
         if self.samples:
-            # float32 holds what narrower types do, and is what all ranks can agree on.
+            # float32 holds all narrower types exactly, and all ranks need one type.
             keys = torch.cat([s.keys.float() for s in self.samples])
             targets = torch.cat([s.targets for s in self.samples])
         keys, targets = ranks.joined(keys), ranks.joined(targets)
@@ -232,5 +232,5 @@ class Reserve(Stateful):
         lengths = [length for some, _ in told for _, length in some]
         parts = zip(digests, keys.split(lengths), targets.split(lengths), strict=True) if lengths else ()
         kept = Reserve.of([Sample(*part) for part in parts], min(bound for _, bound in told))
-        # Views would keep all that is not.
+        # Views would keep all ranks' tokens in memory.
         return Reserve([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)

@@ -1,4 +1,4 @@
-"""How good generated texts are, beside the texts that people wrote."""
+"""Scores of generated texts against reference texts."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from faast_sklearn.optional import require
 __all__ = ["TEXT_SCORINGS", "text_score"]
 
 TEXT_SCORINGS = ("bleu", "chrf", "exact_match")
-# Longest runs of words that BLEU compares.
+# Longest n-grams that BLEU compares.
 _MOST_WORDS = 4
 # Scripts that put no spaces between words: Thai and Lao, Tibetan, Burmese, Khmer, kana; and Chinese characters.
 _UNSPACED = ((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF))
@@ -23,9 +23,9 @@ def text_score(predictions: Sequence, references: Sequence, scoring: str = "bleu
     predictions, references : sequence of n str
     scoring : {"bleu", "chrf", "exact_match"}, default="bleu"
         "bleu" and "chrf" are sacrebleu's corpus scores, from 0 to 100; "exact_match" is the share of texts that are
-        equal but for spaces around them, from 0 to 1. BLEU has sacrebleu's own defaults where they can tell anything:
-        if no reference has four words, it compares runs of as many as the longest has; in languages without spaces
-        words are characters ("zh" for Chinese, "char" for Japanese, Thai and their like).
+        equal up to surrounding spaces, from 0 to 1. BLEU has sacrebleu's defaults, with two exceptions: if no reference
+        has four words, n-grams go up to the longest reference's length; in scripts without spaces, words are characters
+        (sacrebleu's tokenizer "zh" for Chinese, "char" for Japanese, Thai and similar).
 
     Returns
     -------
@@ -35,7 +35,7 @@ def text_score(predictions: Sequence, references: Sequence, scoring: str = "bleu
     Raises
     ------
     ValueError
-        Another ``scoring``, other lengths, or nothing to compare.
+        If ``scoring`` is unknown, the lengths differ, or there is nothing to compare.
     MissingDependencyError
         If sacrebleu is needed and not installed.
 
@@ -65,13 +65,13 @@ def text_score(predictions: Sequence, references: Sequence, scoring: str = "bleu
     longest = max(len(words(text.strip()).split()) for text in references)
     if not longest:
         return 100.0 * (not any(text.strip() for text in predictions))
-    # Without force, sacrebleu logs doubts about texts that end in a separate full stop.
+    # Without force, sacrebleu warns about texts that end in a separate full stop.
     bleu = sacrebleu.BLEU(tokenize=tokenize, max_ngram_order=min(longest, _MOST_WORDS), force=True)
     return float(bleu.corpus_score(predictions, [references]).score)
 
 
 def _tokenizer(texts):
-    """Return the name of sacrebleu's tokenizer for the script that most of the letters are of."""
+    """Return the name of sacrebleu's tokenizer for the script of most letters."""
     codes = [ord(letter) for text in texts for letter in text if letter.isalpha() or ord(letter) > 0x0DFF]
     unspaced, chinese = (
         sum(any(low <= code <= high for low, high in ranges) for code in codes) for ranges in (_UNSPACED, _CHINESE)

@@ -1,4 +1,4 @@
-"""How a source text becomes the text of a prompt, and what stands around the answer that follows it."""
+"""Render source texts as prompts, and find the text around the answers."""
 
 import string
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ from faast_sklearn.errors import InputError
 __all__ = ["Rendered", "Turn", "chat_turn", "renderer"]
 
 _PLAIN = "{source}\n{target}"
-_SLOT = "faast-answer-slot"  # stands for an answer while a chat template is examined
+_SLOT = "faast-answer-slot"  # placeholder for an answer while a chat template is examined
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What is written right before and right after an answer; both are learnt with it.
+    """Text right before and right after an answer; both are learnt with it.
 
     Parameters
     ----------
     before : str, default=""
         Spaces at the end of the prompt, which most tokenizers join to the answer's first word.
     after : str, default=""
-        What the template has after the answer, up to and including the token that ends a turn.
+        Text of the template after the answer, up to and including the token that ends a turn.
     """
 
     before: str = ""
@@ -38,7 +38,7 @@ class Rendered:
     text : str
     turn : Turn
     complete : bool
-        Whether the text has its special tokens already, as chat templates write them.
+        Whether the text already has its special tokens, as the text of chat templates does.
     """
 
     text: str
@@ -52,7 +52,7 @@ def renderer(lm: Any, template: str | Callable[..., Any] | None = None) -> Calla
     Parameters
     ----------
     lm : LanguageModel
-        Its tokenizer may bring a chat template.
+        Its tokenizer may have a chat template.
     template : None, str or callable, default=None
         As :class:`~faast_sklearn.language.prompts.Prompts` describes.
 
@@ -89,7 +89,7 @@ def renderer(lm: Any, template: str | Callable[..., Any] | None = None) -> Calla
 
 
 def chat_turn(lm: Any) -> "Turn | None":
-    """Return what a tokenizer's chat template writes around an answer, None where it has no template.
+    """Return what a tokenizer's chat template writes around an answer; None without one or for encoder-decoders.
 
     Parameters
     ----------
@@ -119,8 +119,8 @@ def _format(template, encoder_decoder):
     unknown = [field for field in fields if field not in ("source", "target")]
     if unknown:
         raise InputError(
-            f"template={template!r} has the field {{{unknown[0]}}}, and there are {{source}} and {{target}} only; "
-            "write literal braces as {{ and }}."
+            f"template={template!r} has the field {{{unknown[0]}}}; the only fields are {{source}} and {{target}}, "
+            "and literal braces are written {{ and }}."
         )
     for name in ("source", "target"):
         if name not in fields:
@@ -135,7 +135,7 @@ def _format(template, encoder_decoder):
     after = "".join(literal for literal, _, _, _ in parts[last + 1 :])
 
     def render(source):
-        # Put together by hand: braces in the source are text.
+        # Joined by hand, up to {target}; braces in the source are text.
         text = "".join(literal + (source if field == "source" else "") for literal, field, _, _ in parts[: last + 1])
         return _open_end(text, after, encoder_decoder)
 
@@ -143,7 +143,7 @@ def _format(template, encoder_decoder):
 
 
 def _open_end(text, after, encoder_decoder):
-    """Move spaces at the prompt's end in front of the answer; an encoder-decoder's sides are apart, so drop them."""
+    """Move spaces at the prompt's end to the answer; drop them for an encoder-decoder, which reads both separately."""
     core = text.rstrip(" ")
     return Rendered(core, Turn("" if encoder_decoder else text[len(core) :], after), False)
 
@@ -180,7 +180,7 @@ class _Chat:
         prompt = self._apply(asked, add_generation_prompt=True)
         whole = self._apply([*asked, {"role": "assistant", "content": _SLOT}])
         head, slot, tail = whole.rpartition(_SLOT)
-        # Some templates open the answer with more than the generation prompt has, such as an empty line of thought.
+        # Some templates open the answer with more than the generation prompt, such as an empty block of thought.
         opening = head if slot and head.startswith(prompt) else prompt
         core = opening.rstrip(" ")
         self.suffix = core[len(prompt) :]
@@ -191,7 +191,7 @@ class _Chat:
         return Rendered(text.rstrip(" "), self.turn, True)
 
     def _ending(self, tail):
-        """Cut what follows an answer after its first special token."""
+        """Return the text after an answer, up to its first special token."""
         tokenizer = self.tokenizer
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special.update(tokenizer.all_special_ids)
@@ -204,7 +204,7 @@ class _Chat:
     def _apply(self, messages, **options):
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except Exception as error:  # templates are programs of their own
+        except Exception as error:  # templates are programs and may raise anything
             raise InputError(
                 f"the tokenizer's chat template cannot write {str(messages)[:80]}: {type(error).__name__}: {error}. "
                 "Pass a format string or a function as template."

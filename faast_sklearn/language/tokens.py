@@ -1,4 +1,4 @@
-"""Keys of learnt tokens, from one pass of a frozen language model, and the statistics for fast weights."""
+"""Keys of learnt tokens, from one pass of a frozen language model, and their statistics."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -35,20 +35,20 @@ def hidden_states(
     ----------
     lm : LanguageModel
     inputs : dict of tensors
-        What the module is called with; on its device.
+        Keyword arguments of the module, on its device.
     where : bool tensor of shape (n, t)
         Positions of the decoder to return.
     target : {"residual", "embedding"}
         States as they enter the output matrix, or as they enter the final norm.
     layers : sequence of int, default=()
-        Blocks before which to catch the states of all positions as well.
+        Also return the states of all positions in front of these blocks.
     weights : FastWeights, default=None
-        Active as far as they act before the states that are returned; by default the model is frozen.
+        Applied where they act before the states that are returned; none by default.
 
     Returns
     -------
     keys : tensor of shape (where.sum(), d)
-        Row by row.
+        One row of ``where`` after the other.
     middle : list of tensors of shape (n, t, d)
         One for each of ``layers``.
 
@@ -62,7 +62,7 @@ def hidden_states(
     def at_head(states):
         if target == "residual":
             caught.append(states[where])
-        # The logits of all positions would be most of the work, and none is needed here.
+        # Skip the logits of the other positions: they would be most of the work and are not needed here.
         return states[:, :1]
 
     def at_norm(states):
@@ -87,8 +87,8 @@ def hidden_states(
         lm.module(**inputs, use_cache=False)
     if len(caught) > 1 and target == "embedding":
         raise BackboneError(
-            f"{type(lm.module).__name__} runs its final norm {len(caught)} times a pass, so that a memory in front of "
-            "it would act each time; use target='residual'."
+            f"{type(lm.module).__name__} runs its final norm {len(caught)} times per pass, so a memory in front of it "
+            "would act each time; use target='residual'."
         )
     if len(caught) != 1:
         raise BackboneError(f"one pass of {type(lm.module).__name__} reached its output matrix {len(caught)} times.")
@@ -102,7 +102,7 @@ def token_moments(
 
     With ``target="embedding"`` values are the input embeddings of the tokens (Bao et al., section 3). With
     ``"residual"`` they are the negative gradients of the loss at the hidden state, ``Eᵀ a'(y − p)`` for output
-    embeddings E, probabilities p and slopes a' of the logits, with what its curvature needs.
+    embeddings E, probabilities p and slopes a' of the logits; the sums for the curvature of the loss come with them.
 
     Parameters
     ----------
@@ -113,12 +113,12 @@ def token_moments(
     targets : tensor of shape (n,), int64
         The tokens that came next.
     weights : FastWeights, default=None
-        Residuals are those of the model with these weights instead of the frozen one.
+        Residuals are those of the model with these weights; by default of the frozen model.
 
     Returns
     -------
     TokenMoments
-        On the device where moments are kept. Work on the vocabulary comes in chunks of bounded size: O(n V d), twice.
+        On the device where moments are kept. "residual" costs two products of O(n V d), in chunks of bounded memory.
     """
     device = moments_device(lm.device)
     if target == "embedding":
@@ -167,7 +167,7 @@ def token_moments(
 
 
 def next_token_log_probabilities(lm: Any, states: torch.Tensor, targets: torch.Tensor, weights: Any = None) -> tuple:
-    """Return the log-probability of tokens, and whether each is the most likely one.
+    """Return the log-probability of each token, and whether it is the most likely one.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def next_token_log_probabilities(lm: Any, states: torch.Tensor, targets: torch.T
         As they enter the output matrix.
     targets : tensor of shape (n,), int64
     weights : FastWeights, default=None
-        Applied to ``states`` where they act there; none by default.
+        Applied to ``states`` if their target is "residual"; none by default.
 
     Returns
     -------
@@ -193,8 +193,8 @@ def next_token_log_probabilities(lm: Any, states: torch.Tensor, targets: torch.T
 
 
 def raw_logits(lm: Any, states: Any, weights: Any = None) -> Any:
-    """Return the output matrix's result, with fast weights that act there; under ``frozen``, a few rows at a time."""
-    # Not through the module, whose hooks belong to others.
+    """Return the output matrix's result with residual fast weights; call it under ``frozen`` with a few rows."""
+    # Not through the module, which may have hooks of other callers.
     matrix, bias = lm.head.weight, lm.head.bias
     if weights is None or weights.target != "residual":
         return torch.nn.functional.linear(states, matrix, bias)
@@ -202,7 +202,7 @@ def raw_logits(lm: Any, states: Any, weights: Any = None) -> Any:
 
 
 def row_chunks(n: Any, vocabulary: Any) -> Iterator[Any]:
-    """Yield slices of n rows so small that their logits over a vocabulary take 64 MB."""
+    """Yield slices of n rows so small that their logits take at most 64 MB in float32."""
     size = max(1, _MOST_LOGITS // vocabulary)
     for start in range(0, n, size):
         yield slice(start, start + size)

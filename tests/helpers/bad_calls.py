@@ -202,7 +202,7 @@ NEW_CALLS = {
         )
     },
     "new endless": {
-        "texts of one token": (lambda s: s.fit(["cat", "dog"]), InputError, ["all are a single token"]),
+        "texts of one token": (lambda s: s.fit(["cat", "dog"]), InputError, ["each is a single token"]),
     },
     "new features": {
         "nothing to see the width by": (lambda f: f.fit(), InputError, ["pass samples to fit", "module in memory"])

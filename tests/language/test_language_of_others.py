@@ -92,7 +92,7 @@ def test_a_checkpoint_that_would_answer_otherwise_is_not_left(tmp_path):
     seq2seq = FaastSeq2Seq((model, tiny_tokenizer("decoder")), **STRONG).fit(X, Y)
     lm = seq2seq._open_backbone()
     lm.module.scale = 3.0
-    with pytest.raises(BackboneError, match="written and read again, has other logits"):
+    with pytest.raises(BackboneError, match="written and read again, gives other logits"):
         seq2seq.save_folded(tmp_path / "folded")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
