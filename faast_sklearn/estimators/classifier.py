@@ -65,9 +65,12 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         {label}."; a list of texts is embedded as it stands, and averaged. The answer is the class whose vector is
         nearest, by cosine, to what the fast weights recall.
     prior_strength : float or "auto", default=0.0
-        N0 of the paper: how many examples the zero-shot prediction, by the cosine between features and class
-        vectors, is worth. The weight of what was learnt is ``r = N / (N0 + N)``. "auto" takes the N0 of the least
-        expected left-out log-loss, from the statistics alone. Without effect on one-hot values.
+        N0: how many examples the class vectors are worth together. Under ridge with an intercept each vector is learnt
+        as an example of its class with the weight N0 / n_classes; "auto" takes from the statistics how near vectors are
+        to the means of their classes. With ``solver="pinv"`` or without an intercept, N0 of the paper: the zero-shot
+        prediction, by the cosine between features and class vectors, is mixed with what was learnt, of weight
+        ``r = N / (N0 + N)``; "auto" takes the N0 of the least expected left-out log-loss. Without effect on one-hot
+        values.
     layers : "auto", "last" or int, default="auto"
         What one pass of the backbone gives: the features of its last layer ("last"), or with them those of that many
         inner layers: of the last stages of a convolutional network mean, maximum and deviation over the positions, of

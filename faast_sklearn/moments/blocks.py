@@ -53,8 +53,8 @@ class Blocks(Stateful):
 
         All blocks get the mean variance of the last layer's; those of transformers are then multiplied by 0.4,
         since the last layer of a sentence encoder was trained to compare texts and inner ones were not. The factor was
-        chosen on docstrings (0.35 to 0.5 are equally good there, 1 loses 2 points at one example per class, and 1 at five);
-        requests to an assistant, through two models, test it.
+        chosen on docstrings (0.35 to 0.5 are equally good there, 1 loses two points at one example per class); requests
+        to an assistant, through two models, test it.
 
         Parameters
         ----------
