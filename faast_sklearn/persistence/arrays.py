@@ -43,7 +43,7 @@ class Array(Field):
         self.finite, self.least, self.symmetric = finite, least, symmetric
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Write the tensor and return its name."""
+        """Write the tensor; return its name, for a triangle also its size."""
         tensor = torch.from_numpy(np.ascontiguousarray(value)) if self.numpy else value.detach().cpu()
         if self.symmetric and torch.equal(tensor, tensor.T):
             rows = [tensor[i, : i + 1] for i in range(len(tensor))]
@@ -51,7 +51,7 @@ class Array(Field):
         return out.put(tensor)
 
     def unpack(self, node: Any, source: Any) -> Any:
-        """Read and check the tensor; the :class:`Record` that it is part of checks the lengths of its axes."""
+        """Read and check the tensor; its :class:`Record` checks the lengths of its axes."""
         size = None
         if self.symmetric and isinstance(node, dict):
             node, size = node.get("triangle"), node.get("size")

@@ -145,5 +145,5 @@ def _exchanged(thing, chosen, exchange, done):
 
 
 def _of_scikit_learn(thing):
-    # Some objects hold estimators but are none, such as the pairs of a calibrated classifier.
+    # Some objects that hold estimators are not estimators, such as the pairs of a calibrated classifier.
     return type(thing).__module__.startswith("sklearn.") and not isinstance(thing, (type, Bunch))

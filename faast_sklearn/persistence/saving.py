@@ -25,14 +25,14 @@ def save(estimator: Any, path: str | os.PathLike, *, moments: bool = True, backb
 
     The file holds parameters, classes, moments and solved weights, versions, and the name of the backbone with a
     fingerprint of its weights; never a module, a device, code or a local path. An existing file
-    is replaced in one step: after a crash it is unchanged.
+    is replaced in one step, so that a crash leaves it unchanged.
 
     Parameters
     ----------
     estimator : FaastClassifier, FaastSeq2Seq, BackboneFeatures, or Pipeline that contains them
         Fitted or not. Other steps of a pipeline are written with skops, where that is installed.
     path : str or path
-        A file, whose folder must exist; with ``backbone=True``, a separator at the end or if it is one, a folder.
+        A file, or a folder if it is one, ends in a separator or ``backbone=True``; the folder above must exist.
     moments : bool, default=True
         Whether to save the moments. Without them the file is smaller; the estimator predicts but cannot learn more.
     backbone : bool, default=False

@@ -35,18 +35,18 @@ class TensorWriter:
 
     @property
     def place(self) -> Any:
-        """Place of the present value in the file."""
+        """Place of the current value in the file."""
         return ".".join(self._place)
 
     def put(self, tensor: Any) -> Any:
-        """Add a tensor under the name of the present place; return the name."""
+        """Add a tensor under the name of the current place; return the name."""
         name = self.place
         # A copy: a view would be written with all of its storage.
         self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
     def at(self, name: Any) -> Any:
-        """Return a context manager within which the place is the part ``name`` of the present one."""
+        """Return a context manager that appends ``name`` to the place."""
         return _Place(self._place, name)
 
 
@@ -77,11 +77,11 @@ class TensorReader:
         return self._tensors.pop(name)
 
     def at(self, name: Any) -> Any:
-        """Return a context manager within which the place is the part ``name`` of the present one."""
+        """Return a context manager that appends ``name`` to the place."""
         return _Place(self._place, name)
 
     def wrong(self, what: Any) -> Any:
-        """Return an error that says what is wrong with the present value."""
+        """Return an error that says what is wrong with the current value."""
         return SavedFileError(f"the saved file is not valid: {'.'.join(self._place) or 'it'} {what}.")
 
 

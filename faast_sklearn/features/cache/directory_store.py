@@ -66,7 +66,7 @@ class DirectoryStore:
         _stores.add(self)
 
     def get(self, keys: Any) -> Any:
-        """Return the rows that are stored and undamaged, as a dict by key."""
+        """Return the stored, undamaged rows by key."""
         found = {}
         for start in range(0, len(keys), _AT_ONCE):
             found.update(self._run(_get, keys[start : start + _AT_ONCE], default={}))
@@ -75,7 +75,7 @@ class DirectoryStore:
         return found
 
     def claim(self, keys: Any) -> Any:
-        """Claim the keys that are neither stored nor claimed by others, as ``MemoryStore`` does."""
+        """Claim the keys that are neither stored nor claimed by others, like ``MemoryStore``."""
         won, theirs = [], []
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
@@ -100,7 +100,7 @@ class DirectoryStore:
     def release(self, keys: Any) -> None:
         """Give back claims for which nothing was stored."""
         if not self._run(_release, keys, default=False):
-            forsake(self.directory)  # otherwise others would wait without end
+            forsake(self.directory)  # otherwise others would wait forever
 
     def clear(self) -> None:
         """Remove all rows and free their disk space."""
@@ -111,7 +111,7 @@ class DirectoryStore:
 
     @property
     def n_bytes(self) -> Any:
-        """Bytes of features that are stored."""
+        """Bytes of stored features."""
         return self._run(_total, default=0)
 
     def _owner(self):
@@ -152,7 +152,7 @@ class DirectoryStore:
                 f"cache={str(self.directory)!r} cannot be written ({error.strerror or error}); name a writable "
                 "directory, or use cache='memory'."
             ) from error
-        # A process that switches to a write-ahead log does not wait for others that do the same, but fails.
+        # A switch to a write-ahead log fails, without waiting, while another process does the same.
         with exclusively(self.directory / "setup.lock", _PATIENCE):
             self._inode = _inode(self._path)
             # This store's lock makes threads take turns.

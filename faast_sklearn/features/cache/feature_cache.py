@@ -19,7 +19,7 @@ class FeatureCache:
 
     Pass it, or for short ``"memory"`` or a directory, as ``cache`` of an estimator with a backbone. Features are stored
     under a digest of the sample's content and of everything that determines them: backbone, weights, code,
-    preprocessing, pooling, length, precision. So they are found again under any name of the sample and at any
+    preprocessing, pooling, length, precision. So they are found again under any file name and at any
     position in X, and never for another backbone.
 
     Parameters
@@ -80,7 +80,7 @@ class FeatureCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of features that are stored."""
+        """Bytes of stored features."""
         return self.store.n_bytes
 
     def clear(self) -> None:

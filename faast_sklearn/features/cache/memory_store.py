@@ -39,7 +39,7 @@ class MemoryStore:
         return self._lock
 
     def get(self, keys: Any) -> Any:
-        """Return the rows that are stored, as a dict by key."""
+        """Return the stored rows by key."""
         with self._locked():
             found = {}
             for key in keys:
@@ -59,7 +59,7 @@ class MemoryStore:
         Returns
         -------
         won : list of bytes
-            Claimed: the caller must store or release each of them.
+            The caller must compute and store, or release, each.
         theirs : list of bytes
             Being computed by another thread or process. All other keys are stored.
         """
@@ -69,7 +69,7 @@ class MemoryStore:
             for key in keys:
                 if key in self._rows:
                     continue
-                # A thread gets its own claims again, since it must not wait for itself.
+                # A thread gets its own claims again: it must not wait for itself.
                 if self._claims.setdefault(key, me) == me:
                     won.append(key)
                 else:
@@ -106,6 +106,6 @@ class MemoryStore:
 
     @property
     def n_bytes(self) -> Any:
-        """Bytes of features that are stored."""
+        """Bytes of stored features."""
         with self._locked():
             return self._n_bytes

@@ -18,7 +18,7 @@ from faast_sklearn.inputs.samples import is_pil
 
 __all__ = ["backbone_fingerprint", "digest_of_rows", "sample_keys"]
 
-# Part of every key: raise the number when features change but no backbone does, such as by another way to resize.
+# Part of every key: raise the number when features change but no backbone does, as with a new way to resize.
 _FORMAT = "faast_sklearn features 1"
 _KEY_BYTES = 20
 _BLOCK = 512  # samples that are read and hashed as one batch
@@ -65,7 +65,7 @@ def sample_keys(samples: Sequence, backbone: Any, fingerprint: str) -> list:
     Raises
     ------
     InputError
-        If a sample cannot be read, or its type is unknown so that its content cannot be compared.
+        If a sample cannot be read, or its content is of an unknown type.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class _SampleHasher:
         return keys
 
     def _known(self, digest, sample):
-        """Hash the content of a sample if its type and the modality say what that is; return whether they do."""
+        """Hash a sample's content if its type and the modality say what that is; return whether they do."""
         if isinstance(sample, (np.ndarray, torch.Tensor)):
             if isinstance(sample, np.ndarray) and sample.dtype.hasobject:
                 return False
