@@ -18,7 +18,7 @@ __all__ = ["LabelledRows", "LabelledSamples", "labelled_samples"]
 
 
 class LabelledRows(NamedTuple):
-    """Features of some samples, and what is known of each; what moments are made of.
+    """Features, labels and weights of some samples: what moments are computed from.
 
     Parameters
     ----------
@@ -27,11 +27,11 @@ class LabelledRows(NamedTuple):
     codes : ndarray of int, shape (b,)
         Positions of the labels in ``classes``.
     classes : ndarray of shape (c,)
-        Sorted labels; of all samples, so that some may have no row here.
+        Sorted labels of all samples; some may have no row here.
     weight : ndarray of shape (b,), or None
-        Not negative; None where all are 1.
+        Not negative; None if all are 1.
     positions : ndarray of int, shape (b,)
-        Of the rows among the samples.
+        Positions of the rows among the samples.
     """
 
     rows: Any
@@ -53,7 +53,7 @@ class LabelledSamples:
     codes, classes, weight
         As in :class:`LabelledRows`, of all samples.
     again : bool
-        Whether the same samples may come again, in another call; those of a stream do not.
+        Whether another call may get the same samples again; not those of a stream.
     """
 
     reader: FeatureReader
@@ -67,7 +67,7 @@ class LabelledSamples:
         return len(self.samples)
 
     def batches(self) -> Iterator[LabelledRows]:
-        """Yield :class:`LabelledRows` until each sample was there once, in the order that suits the backbone."""
+        """Yield :class:`LabelledRows` with each sample once, in the order that suits the backbone."""
         with closing(self.reader.stream(self.samples)) as stream:
             for positions, rows in stream:
                 weight = None if self.weight is None else self.weight[positions]
@@ -93,7 +93,7 @@ def labelled_samples(
     class_weight: dict | Literal["balanced"] | None = None,
     stream: bool = False,
 ) -> Iterator[LabelledSamples]:
-    """Yield labelled samples: all at once where X is sized, batch by batch where it is read once.
+    """Yield labelled samples: all at once if X is sized, batch by batch if it can be read only once.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def labelled_samples(
         As estimators take them.
     class_weight : dict, "balanced" or None, default=None
     stream : bool, default=False
-        Other samples, of other classes, may follow or have come before.
+        Whether samples of other classes may follow or have come before.
 
     Yields
     ------
@@ -111,7 +111,7 @@ def labelled_samples(
     Raises
     ------
     InputError
-        If samples, labels or weights are not of one number or kind; the message says which.
+        If samples, labels and weights differ in number, or any of them is invalid; the message says which.
     """
     once = count_samples(X) is None
     if once and class_weight == "balanced" and y is None:

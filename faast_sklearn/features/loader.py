@@ -1,4 +1,4 @@
-"""Batches made ready in threads while the model runs."""
+"""Batches prepared in threads while the model runs."""
 
 import math
 import os
@@ -12,16 +12,16 @@ from faast_sklearn.inputs.samples import name_sample
 
 __all__ = ["Loader"]
 
-# A PIL image opened from a file decodes on first use, which two threads must not do at once; the same
-# object may stand in X twice, or in the X of two threads.
+# A PIL image opened from a file is decoded on first use, which is not thread-safe; the same object may
+# occur twice in X, or in the X of two threads.
 _image_locks = [threading.Lock() for _ in range(64)]
 
 
 class Loader:
     """Reads and collates batches of samples ahead of the model.
 
-    A context manager: on leaving, whatever still waits is dropped, what runs ends after its current
-    sample, and the threads are gone.
+    A context manager: on exit, waiting batches are dropped, each thread stops after its current sample,
+    and all threads have ended.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Loader:
         Its ``read`` and ``collate`` run here.
     samples : sequence
     single : bool
-        There is only one batch.
+        Whether there is only one batch.
     """
 
     def __init__(self, backbone: Any, samples: Sequence, *, single: bool = False) -> None:
@@ -48,7 +48,7 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, indices: Any) -> "Pending":
-        """Begin to prepare a batch.
+        """Start to prepare a batch.
 
         Parameters
         ----------
@@ -63,7 +63,7 @@ class Loader:
         if self._pool is None:
             pending.read(0, len(indices))
             return pending
-        # Several pieces a thread even out samples that take longer than others.
+        # Several pieces per thread balance samples that take longer than others.
         step = len(indices) if self.n_threads == 1 else math.ceil(len(indices) / (4 * self.n_threads))
         bounds = [(start, min(start + step, len(indices))) for start in range(0, len(indices), step)]
         pending.unfinished = len(bounds)
@@ -116,7 +116,7 @@ class Pending:
 
     def _finish(self):
         if self._errors:
-            # The first in order, not in time, so that the same data give the same error.
+            # The error of the first piece, not the earliest error, so that the same data give the same error.
             self._batch.set_exception(self._errors[min(self._errors)])
             return
         try:
@@ -126,7 +126,7 @@ class Pending:
             self._batch.set_exception(error)
 
     def result(self) -> Any:
-        """Wait for the collated batch, or raise what went wrong with its first bad sample."""
+        """Wait for the collated batch, or raise the error of its first bad sample."""
         return self._batch.result()
 
     def cancel(self) -> None:
@@ -136,7 +136,7 @@ class Pending:
 
 def _n_threads(modality, n_samples, single):
     if modality == "text":
-        # Tokenisers bring threads of their own.
+        # Tokenisers have threads of their own.
         return 0 if single else 1
     if n_samples <= 4:
         return 0

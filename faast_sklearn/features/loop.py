@@ -21,7 +21,7 @@ __all__ = ["check_batch_size", "first_batch_size", "in_running_order", "stream_f
 
 _logger = logging.getLogger("faast_sklearn")
 
-# Batches made ready while the model runs. Two hide an uneven one; more would only hold memory.
+# Batches prepared while the model runs. Two hide a slow one; more would only take memory.
 _AHEAD = 2
 _MOST = "samples that fit into memory"
 
@@ -49,31 +49,31 @@ def stream_features(
     samples : sequence of n_samples
         As :func:`~faast_sklearn.inputs.as_samples` returns.
     batch_size : int or "auto", default="auto"
-        ``"auto"`` starts from the backbone's own estimate. Where a batch does not fit into memory, either
-        is halved and the same samples are run again; the size that fits is remembered for as long as the
-        backbone stays open.
+        ``"auto"`` starts from the backbone's own estimate. If a batch does not fit into memory, its size is
+        halved, also if it was given, and the same samples run again. The size that fits is remembered as long
+        as the backbone stays open.
     verbose : int, default=0
-        From 1 on a progress bar on stderr. Ignored when a ``report`` is given.
+        From 1 on, show a progress bar on stderr. Ignored when a ``report`` is given.
     description : str, default=""
-        In front of the bar.
+        Text in front of the bar.
     report : Report, default=None
-        Counts samples and cut texts over several streams; its owner closes it. By default one for this
-        stream alone, which warns at the end of the stream.
+        Counts samples and cut texts over several streams; its owner closes it. By default the stream has
+        a report of its own, which warns at the end.
     positions : ndarray of int, default=None
-        Run these samples only; by default all.
+        Positions of the samples to run; by default all.
 
     Yields
     ------
     indices : ndarray of int, shape (b,)
-        Positions in ``samples``; over the whole stream each that was asked for occurs once.
+        Positions in ``samples``; over the whole stream each requested one occurs once.
     features : torch.Tensor, shape (b, n_features)
-        On the backbone's device (or what else its ``forward`` returns). They are checked while the next batch runs,
-        so that an error about the samples of one batch may come with the next one, or at the end.
+        On the backbone's device (or anything else that its ``forward`` returns). They are checked while the next
+        batch runs, so an error about one batch may be raised with the next one or at the end.
 
     Raises
     ------
     ValueError
-        If ``batch_size`` is neither ``"auto"`` nor a positive integer; at once.
+        If ``batch_size`` is neither ``"auto"`` nor a positive integer; raised before iteration.
     InputError
         If a sample cannot be read, or a text is too long for a backbone with ``truncation="error"``.
     NonFiniteError
@@ -99,7 +99,7 @@ def stream_features(
     [([0, 1], [0.333..., 0.333...]), ([2], [0.333...])]
     """
     size = first_batch_size(backbone, batch_size)
-    # The largest batch known to fit, of the opened backbone, which stands for its device, dtype and modality.
+    # The size that fits is remembered per opened backbone, which has one device, dtype and modality.
     size = min(size, remembered(backbone.shares_memory_with, _MOST, lambda: math.inf))
     positions = np.arange(len(samples)) if positions is None else np.asarray(positions)
     level = logging.INFO if batch_size == "auto" else logging.WARNING
@@ -110,7 +110,7 @@ def stream_features(
 
 
 def first_batch_size(backbone: Any, batch_size: int | Literal["auto"]) -> int:
-    """Return the number of samples of a pass before any was too large for memory.
+    """Return the batch size to start with, before any batch was too large for memory.
 
     Parameters
     ----------
@@ -147,9 +147,9 @@ def check_batch_size(batch_size: Any) -> None:
 
 
 def in_running_order(backbone: Any, samples: Sequence, positions: np.ndarray) -> np.ndarray:
-    """Sort positions as they are run: texts longest first, everything else as it comes.
+    """Sort positions as they are run: texts longest first, everything else in its own order.
 
-    Texts of like length then share a batch, so little of it is padding, and what does not fit fails first.
+    Texts of similar length then share a batch, so little of it is padding, and a batch that is too large fails first.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class _Stream:
     def run(self, report):
         order = in_running_order(self.backbone, self.samples, self.positions)
         unchecked = None
-        following = 0  # where the next batch to prepare starts in order
+        following = 0  # where in order the next batch to prepare starts
         ahead = deque()
         with Loader(self.backbone, self.samples, single=len(order) <= self.size) as loader:
             while following < len(order) or ahead:
@@ -227,7 +227,7 @@ class _Stream:
             )
 
     def _forward(self, batch):
-        """Run the model; return None where memory is short, after the memory of the failed attempt was released."""
+        """Run the model; return None if memory is short, after the failed attempt has released its memory."""
         try:
             return self.backbone.forward(batch)
         except (RuntimeError, MemoryError) as error:
@@ -263,7 +263,7 @@ class _Stream:
 
 
 class _Flags:
-    """One flag a sample, read later so that the host does not wait for the device now."""
+    """One flag per sample, read later so that the host does not wait for the device now."""
 
     def __init__(self, flags):
         self._done = None

@@ -1,4 +1,4 @@
-"""Rows of unit length: what ``normalize=True`` does to features in front of the moments."""
+"""Rows of unit length: what ``normalize=True`` does to features before the moments."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def unit_rows(X: Any, widths: Any = ()) -> Any:
     ----------
     X : ndarray or torch.Tensor of shape (n, d)
     widths : sequence of int, default=()
-        Widths of blocks that are scaled one by one; by default rows are scaled as a whole.
+        Widths of blocks that are scaled separately; by default rows are scaled as a whole.
 
     Returns
     -------
     ndarray or torch.Tensor of shape (n, d), float64
-        Rounding to less would make results depend on how rows were batched.
+        A lower precision would make results depend on how rows were batched.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The report of one call to its user: a progress bar, and a warning of texts that were cut."""
+"""What one call reports to its user: a progress bar, and a warning about texts that were cut."""
 
 import numbers
 import warnings
@@ -12,19 +12,19 @@ __all__ = ["Report", "check_verbosity"]
 
 
 class Report:
-    """Progress and truncation of one user's call, over however many streams it takes.
+    """Progress and truncation of one call of the user, over all streams that it runs.
 
-    A context manager: leaving it closes the bar and, if no error is under way, warns once about texts
-    that were cut.
+    A context manager: on exit it closes the bar and, unless there was an error, warns once about texts that
+    were cut.
 
     Parameters
     ----------
     verbose : int, default=0
-        From 1 on a progress bar over samples, on stderr.
+        From 1 on, show a progress bar over samples on stderr.
     description : str, default=""
-        In front of the bar.
+        Text in front of the bar.
     total : int, default=None
-        Samples to expect; None where it is not known, which leaves the bar without a remaining time.
+        Expected number of samples; if None, the bar shows no remaining time.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Columns and tables of pandas, polars and pyarrow as numpy arrays of their own type, told without importing them."""
+"""Columns and tables of pandas, polars and pyarrow as NumPy arrays of the same type, without importing the three."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ __all__ = ["column_array", "vectors_in", "without_arrow"]
 
 
 def column_array(values: Any, name: str, remedy: str) -> Any:
-    """Return a column of a table library as an array of the type that its values have; anything else as it is.
+    """Convert a column of pandas, polars or pyarrow to an array of its own type; return anything else unchanged.
 
-    Nullable integers stay integers and nullable booleans booleans, where scikit-learn makes floats or objects of them.
+    Nullable integers and booleans keep their type; scikit-learn would turn them into floats or objects.
 
     Parameters
     ----------
     values : object
         A Series, an extension array, a polars or pyarrow column; or anything else.
     name : str
-        What it is called in messages.
+        Name of the column in messages.
     remedy : str
-        For a missing value.
+        What the message advises for a missing value.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def column_array(values: Any, name: str, remedy: str) -> Any:
     Raises
     ------
     InputError
-        If a value is missing; the message has its index.
+        If a value is missing; the message gives its index.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def _refuse_missing(missing, values, name, remedy):
 
 
 def without_arrow(X: Any) -> Any:
-    """Return a pyarrow column as an array, a table of one as that column and another table as a frame; X otherwise."""
+    """Convert a pyarrow column or one-column table to an array, a wider one to a DataFrame; return other X as is."""
     if type(X).__module__.partition(".")[0] != "pyarrow":
         return X
     if hasattr(X, "column_names"):
@@ -73,7 +73,7 @@ def without_arrow(X: Any) -> Any:
 
 
 def vectors_in(X: Any) -> Any:
-    """Stack a column that holds one vector a cell: a Series, a table of one column or an array of lists or arrays.
+    """Stack a column whose cells are vectors: a Series, a one-column table or an array of lists or arrays.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def vectors_in(X: Any) -> Any:
     Raises
     ------
     InputError
-        If the vectors are of different lengths or one is none; the message names the first such cell.
+        If the vectors differ in length or a cell is not a vector; the message names the first such cell.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def vectors_in(X: Any) -> Any:
     if not isinstance(column, np.ndarray):
         return X
     if column.ndim == 2 and column is not X:
-        return column if column.dtype != object and column.shape[1] > 1 else X  # polars stacks lists of one length
+        return column if column.dtype != object and column.shape[1] > 1 else X  # polars stacks equally long lists
     if column.dtype != object or column.shape[1:] not in ((), (1,)) or not column.size:
         return X
     cells = column.reshape(-1)
@@ -118,7 +118,7 @@ def vectors_in(X: Any) -> Any:
     other = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
     if other is not None:
         raise InputError(
-            f"X[{other}] has {len(rows[other])} numbers and X[0] has {len(rows[0])}; all vectors must have one length."
+            f"X[{other}] has {len(rows[other])} numbers and X[0] has {len(rows[0])}; all must be equally long."
         )
     return np.stack(rows)
 

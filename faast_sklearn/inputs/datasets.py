@@ -1,4 +1,4 @@
-"""Where labelled samples live: image folders and datasets, made sliceable for scikit-learn."""
+"""Sources of labelled samples: image folders, and datasets that scikit-learn can slice."""
 
 import os
 import threading
@@ -27,15 +27,15 @@ _MOST_NAMED = 8
 
 
 def image_folder(path: Any, extensions: Sequence | None = None) -> tuple:
-    """List the images of a folder that holds one folder a class.
+    """List the images of a folder that holds one folder per class.
 
     Parameters
     ----------
     path : str or path-like
-        Each folder directly below is a class, named as the folder; its images may lie at any depth.
-        Hidden files and folders are left out. Linked folders count, each once a class.
+        Each folder directly inside is one class, with the name of the folder; its images may lie at any depth.
+        Hidden files and folders are left out. Links to folders are followed, each folder once per class.
     extensions : sequence of str, default=None
-        File name endings that count as images, in any case; by default all that Pillow can open.
+        File name endings of images, in upper or lower case; by default all that Pillow can open.
 
     Returns
     -------
@@ -47,13 +47,13 @@ def image_folder(path: Any, extensions: Sequence | None = None) -> tuple:
     Raises
     ------
     InputError
-        If the folder does not exist, has no class folders, a class folder has no images, or the folders are those of
-        a split (train, test, ...) and hold the classes.
+        If the folder does not exist or has no class folders, a class folder has no images, or the folders inside are
+        splits (train, test, ...).
 
     Warns
     -----
     UserWarning
-        By default, if files have other endings and were left out.
+        If ``extensions`` is None and files with other endings were left out.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def image_folder(path: Any, extensions: Sequence | None = None) -> tuple:
     root = Path(path).expanduser()
     if not root.is_dir():
         reason = "is a file" if root.exists() else "does not exist"
-        raise InputError(f"Image folder {str(root)!r} {reason}; give a folder that holds one folder of images a class.")
+        raise InputError(f"Image folder {str(root)!r} {reason}; pass a folder that holds one folder per class.")
     endings = _endings(extensions)
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
@@ -94,8 +94,8 @@ def image_folder(path: Any, extensions: Sequence | None = None) -> tuple:
     if extensions is None and others:
         kinds = sorted({os.path.splitext(file)[1].lower() or "no ending" for file in others})
         warnings.warn(
-            f"{len(others)} files in {shortened(str(root), most=200)} have endings that are not those of images "
-            f"({listed(kinds, _MOST_NAMED)}) and were left out; name endings with extensions= to choose.",
+            f"{len(others)} files in {shortened(str(root), most=200)} do not have the ending of an image "
+            f"({listed(kinds, _MOST_NAMED)}) and were left out; choose endings with extensions=.",
             stacklevel=2,
         )
     return np.array(paths, dtype=object), np.array(labels)
@@ -106,7 +106,7 @@ def _endings(extensions):
         return tuple(str(extension).lower() for extension in extensions)
     from PIL import Image
 
-    registered = Image.registered_extensions()  # of all formats, also those that no image was opened in yet
+    registered = Image.registered_extensions()  # of all formats, including those not used yet
     return tuple(sorted(ending for ending, kind in registered.items() if kind in Image.OPEN))
 
 
@@ -117,18 +117,18 @@ def _refuse_splits(root, classes):
         one = nested[0] if nested else splits[0]
         raise InputError(
             f"Image folder {str(root)!r} holds {listed(splits, _MOST_NAMED)}, which are parts of a data set and not "
-            f"classes; list one of them, image_folder({str(root / one)!r}), with a folder a class inside."
+            f"classes; list one of them, image_folder({str(root / one)!r}), with one folder per class inside."
         )
 
 
 def _files(folder):
-    """List the files below a folder, sorted; hidden ones and folders that were seen already apart."""
+    """List the files below a folder, sorted, without hidden files and folders and without any folder twice."""
     found, seen = [], {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
         kept = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(parent, name))
-            # A link that leads back above this folder would bring in other classes, and this one again.
+            # A link to a parent folder would add the files of other classes, and those of this one again.
             loop = os.path.realpath(parent).startswith(os.path.join(real, ""))
             if not name.startswith(".") and real not in seen and not loop:
                 seen.add(real)
@@ -146,8 +146,8 @@ def as_indexable(dataset: Any, column: str | None = None, label: str | None = No
     dataset : torch map-style ``Dataset``, Hugging Face ``Dataset``, or any object with ``len`` and ``[int]``
         Items are samples, ``(sample, label)`` tuples, or dicts.
     column : str, default=None
-        For dict items, the key of the sample. By default the only column beside the label, or the only
-        image column, or the only text column of a Hugging Face dataset.
+        For dict items, the key of the sample. By default, for a Hugging Face dataset, the only column besides the
+        label, else the only image column, else the only text column.
     label : str, default=None
         For dict items, the key of the label. By default ``"label"``, ``"labels"`` or the only ``ClassLabel``
         column of a Hugging Face dataset.
@@ -160,7 +160,7 @@ def as_indexable(dataset: Any, column: str | None = None, label: str | None = No
     Raises
     ------
     InputError
-        If the dataset cannot be indexed or the column cannot be told.
+        If the dataset cannot be indexed, or a column does not exist or is ambiguous.
 
     Examples
     --------
@@ -189,26 +189,26 @@ _READ_ONCE = (
 
 
 def is_hf_dataset(X: Any) -> bool:
-    """Whether X is a map-style Hugging Face dataset, told without importing that library."""
+    """Whether X is a Hugging Face dataset, map-style or streaming, without importing that library."""
     return hasattr(X, "column_names") and hasattr(X, "features") and hasattr(X, "select_columns")
 
 
 def is_dataset(X: Any) -> bool:
-    """Whether X gives samples, possibly with labels, by position, and is not a plain sequence or array."""
+    """Whether X is a dataset that gives samples, possibly with labels, by position."""
     if is_hf_dataset(X):
-        return hasattr(type(X), "__len__")  # one that streams has none
+        return hasattr(type(X), "__len__")  # a streaming one has none
     return isinstance(X, IndexableDataset) or (
         isinstance(X, torch.utils.data.Dataset) and hasattr(type(X), "__len__") and not isinstance(X, Mapping)
     )
 
 
 def is_class_label(dataset: Any, name: Any) -> bool:
-    """Whether a column of a Hugging Face dataset holds numbers of classes."""
+    """Whether a column of a Hugging Face dataset is a ``ClassLabel``, which holds class numbers."""
     return type((dataset.features or {}).get(name)).__name__ == "ClassLabel"
 
 
 def refuse_unlabelled(labels: Any, name: Any) -> None:
-    """Raise InputError for the -1 that stands for no label in a ``ClassLabel`` column of a Hugging Face dataset."""
+    """Raise InputError for -1, which means "no label" in a ``ClassLabel`` column of a Hugging Face dataset."""
     without = np.flatnonzero(np.asarray(labels) == -1)
     if len(without):
         raise InputError(
@@ -218,12 +218,12 @@ def refuse_unlabelled(labels: Any, name: Any) -> None:
 
 
 def labelled_batches(stream: Any, size: Any = 256) -> Iterator[Any]:
-    """Yield samples and labels of a Hugging Face dataset that streams, some at a time.
+    """Yield batches of samples and labels from a streaming Hugging Face dataset.
 
     Raises
     ------
     InputError
-        If it does not say which column holds the samples and which the labels, or a label is missing.
+        If the column of the samples or of the labels is unknown, or a label is missing.
     """
     features = stream.features
     if features is None:
@@ -278,8 +278,8 @@ def _narrowed(dataset, column):
 class IndexableDataset:
     """A one-dimensional, lazy view of a dataset; made by :func:`as_indexable`.
 
-    Slicing composes positions and reads nothing. An integer reads one sample, one at a time: datasets
-    are written for worker processes, and may not bear to be read from several threads.
+    A slice selects positions and reads nothing. An integer reads one sample. Threads take turns to read,
+    because datasets are written for worker processes and may not be thread-safe.
     """
 
     ndim = 1
@@ -339,7 +339,7 @@ class IndexableDataset:
         Returns
         -------
         ndarray, shape (n_samples,)
-            From the label column, or the dataset's ``targets`` where it has them, without reading the
+            From the label column or the dataset's ``targets``, if there are any, without reading the
             samples; otherwise every item is read once.
 
         Raises
@@ -369,7 +369,7 @@ class IndexableDataset:
             whole = self._known_labels(dataset.dataset)
             return None if whole is None else np.asarray(whole)[list(dataset.indices)]
         targets = getattr(dataset, "targets", None)
-        # A target transform makes what items yield differ from what is stored.
+        # With a target transform, items yield other labels than those in targets.
         if targets is None or getattr(dataset, "target_transform", None) is not None or len(targets) != len(dataset):
             return None
         return targets

@@ -1,4 +1,4 @@
-"""What users pass as y and as weights: labels that can be sorted, and one weight a row."""
+"""What users pass as y and as weights: labels that can be sorted, and one weight per row."""
 
 import numbers
 from collections.abc import Iterator, Mapping, Set
@@ -23,7 +23,7 @@ def union_of_labels(a: Any, b: Any) -> Any:
     Raises
     ------
     InputError
-        If their types do not mix.
+        If labels of their types cannot be sorted together.
     """
     if not len(a) or not len(b):
         return a if len(a) else b
@@ -41,8 +41,8 @@ def check_labels(y: Any, name: Any) -> Any:
     Raises
     ------
     InputError
-        If y is missing, continuous, not finite, of several columns or of types that cannot be ordered. The message
-        names the first label that is missing.
+        If y is missing, continuous, not finite, has several columns or holds labels that cannot be ordered. The
+        message names the first missing label.
     """
     if y is None:
         raise InputError("This estimator requires y to be passed, but the target y is None.")
@@ -82,21 +82,21 @@ def check_labels(y: Any, name: Any) -> Any:
             raise InputError(
                 f"Unknown label type: {name} holds {', '.join(kinds)}; use strings, integers or booleans."
             ) from error
-        # Some messages of scikit-learn have the whole array behind their first line.
+        # Some messages of scikit-learn have the whole array after their first line.
         message = str(error).partition("\n")[0]
         raise InputError(message.replace("y should", f"{name} should", 1)) from error
     return y
 
 
 def _only_column(y):
-    """Return the column of a table of one, which keeps its type; anything else as it is."""
+    """Return the column of a one-column table, with its type; return anything else unchanged."""
     if hasattr(y, "columns") and getattr(y, "shape", ())[1:] == (1,):
         return y.column(0) if hasattr(y, "column_names") else y[y.columns[0]]
     return y
 
 
 def _refuse_mixed(y, name):
-    """Raise InputError for strings among other labels, which numpy would make strings of."""
+    """Raise InputError for strings among other labels: NumPy would turn all of them into strings."""
     n_strings = sum(isinstance(label, str) for label in y)
     if 0 < n_strings < len(y):
         _refuse_missing(y, name)
@@ -115,7 +115,7 @@ def _refuse_missing(labels, name):
 
 
 def balanced_factors(counts: Any) -> Any:
-    """Return the factors that give classes of these total weights equal shares; 1 where there is nothing.
+    """Return one factor per class that makes the total weights ``counts`` equal; 1 for a class of weight 0.
 
     Examples
     --------
@@ -129,13 +129,13 @@ def balanced_factors(counts: Any) -> Any:
 
 
 def row_weights(sample_weight: Any, n: Any, class_weight: Any, classes: Any, codes: Any, stream: bool = False) -> Any:
-    """Return the weight of each row, or None where all are 1.
+    """Return the weight of each row, or None if no weights are given.
 
     Raises
     ------
     InputError
-        If weights are not numbers, negative or not finite, or ``class_weight`` names what is not a label. In a
-        ``stream`` other labels may follow, so that only names which no label can equal are refused.
+        If weights are not finite numbers of at least 0, or ``class_weight`` has a key that is not a label. In a
+        ``stream`` other labels may follow, so only keys that no label can equal are refused.
     """
     if sample_weight is None and class_weight is None:
         return None
@@ -171,25 +171,25 @@ def row_weights(sample_weight: Any, n: Any, class_weight: Any, classes: Any, cod
 
 
 def named_weights(class_weight: dict, classes: np.ndarray) -> Any:
-    """Return class weights that name each of the classes, for samples of some of them.
+    """Return class weights with an entry for each class, to use with samples of only some classes.
 
     Parameters
     ----------
     class_weight : dict
     classes : ndarray of shape (c,)
-        All that there are.
+        All classes.
 
     Raises
     ------
     InputError
-        If something else is named.
+        If ``class_weight`` has a key that is not a class.
     """
     _refuse_unmatched(class_weight, classes.tolist(), stream=False)
     return {**dict.fromkeys(classes.tolist(), 1.0), **class_weight}
 
 
 def _refuse_unmatched(class_weight, labels, stream):
-    """Raise InputError for keys that are not labels, if a label has no weight; scikit-learn does the same."""
+    """Raise InputError for keys that no label can equal and, if a label has no weight, for all that are not labels."""
     known = set(labels)
     unmatched = [key for key in class_weight if key not in known]
     never = [key for key in unmatched if labels and not _could_equal(key, labels)]
@@ -206,7 +206,7 @@ def _refuse_unmatched(class_weight, labels, stream):
 
 
 def _could_equal(key, labels):
-    """Whether a label that is still to come may equal a key."""
+    """Whether a label of a later batch may equal a key."""
     if isinstance(labels[0], str):
         return isinstance(key, str)
     if not isinstance(labels[0], numbers.Real):

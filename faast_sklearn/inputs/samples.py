@@ -1,4 +1,4 @@
-"""What users pass as X, y and weights, turned into samples that can be counted, indexed and named."""
+"""What users pass as X, turned into samples that can be counted, indexed and named; and labelled batches."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ _NUMBERS = (bool, int, float, complex, np.generic)
 
 
 def as_samples(X: Any, modality: Literal["image", "text", "tensor"]) -> Any:
-    """View X as a sequence of samples, each checked as far as it can be without reading it.
+    """View X as a sequence of samples, each checked as far as possible without reading it.
 
     Parameters
     ----------
     X : list, tuple, array, tensor, Series, one-column DataFrame or dataset of n_samples
         ``"image"``: PIL images, paths, HWC or HW arrays and CHW tensors (mixed as you like), one (n, h, w, c) or
-        (n, h, w) array, or one (n, c, h, w) array or tensor. ``"text"``: strings, of which all are checked.
+        (n, h, w) array, or one (n, c, h, w) array or tensor. ``"text"``: strings, all of which are checked.
         ``"tensor"``: anything whose first axis counts samples. Datasets as in
         :func:`~faast_sklearn.as_indexable`. pandas objects are read by position, never by label.
     modality : {"image", "text", "tensor"}
@@ -109,7 +109,7 @@ def refuse_single(X: Any, modality: Literal["image", "text", "tensor"]) -> None:
         raise InputError(f"X is one {type(X).__name__}, {expected}; {remedy}.")
     if isinstance(X, Set):
         raise InputError(f"X is a {type(X).__name__}, {expected}; a set has no order, so pass a list.")
-    if isinstance(X, Mapping) and not hasattr(X, "toarray"):  # a sparse array by keys is a dict
+    if isinstance(X, Mapping) and not hasattr(X, "toarray"):  # SciPy's dok_array is a dict
         raise InputError(
             f"X is a {type(X).__name__} with keys {shortened(list(X)[:8], 120)}, {expected}; choose one, "
             "as in X['KEY']."
@@ -134,7 +134,7 @@ def refuse_single(X: Any, modality: Literal["image", "text", "tensor"]) -> None:
 
 def is_pil(X: Any) -> bool:
     """Whether X is an image of Pillow."""
-    # An image exists only where its package is imported already.
+    # If X is such an image, its package is imported already.
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(X, pil.Image)
 
@@ -170,7 +170,7 @@ def _from_frame(X, modality):
 
 
 def _one_axis(samples):
-    """Take (n, 1) arrays of objects or strings, as scikit-learn passes single columns, for (n,)."""
+    """Turn an (n, 1) array of objects or strings, in which scikit-learn passes a single column, into (n,)."""
     if samples.dtype.kind in "OUST" and samples.ndim == 2 and samples.shape[1] == 1:
         return samples[:, 0]
     if samples.dtype.kind in "OUST" and samples.ndim > 1:
@@ -184,7 +184,7 @@ def _texts(samples):
             f"X has shape {tuple(samples.shape)} and dtype {samples.dtype}, expected {_EXPECTED['text']}; "
             "for ready features use backbone=None."
         )
-    # Strings are small beside tokens and features, and all must be right before anything is learnt.
+    # Strings are small compared to tokens and features, and all must be valid before anything is learnt.
     texts = samples if isinstance(samples, list) else samples[:] if isinstance(samples, tuple) else list(samples)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -200,8 +200,8 @@ def _refuse_half_characters(i, text):
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"X[{i}] has half a character, {text[error.start]!r}, at position {error.start}, which no tokenizer reads; "
-            "replace such with x.encode('utf-8', 'replace').decode('utf-8')."
+            f"X[{i}] has an unpaired surrogate, {text[error.start]!r}, at position {error.start}, which no "
+            "tokenizer reads; replace it with x.encode('utf-8', 'replace').decode('utf-8')."
         ) from error
 
 
@@ -216,7 +216,7 @@ def _images(samples):
 
 
 def _channels_as_read(images):
-    """Give arrays channels last and tensors channels first, as single images have them, without copying."""
+    """Put channels last in arrays and first in tensors, as in single images, without copying."""
     if images.ndim < 4:
         return images
     if isinstance(images, torch.Tensor):
@@ -248,7 +248,7 @@ def _is_missing(sample):
 
 
 def name_sample(i: Any, sample: Any) -> str:
-    """Name a sample in a message, by index and, where it has one, by path (a text by its start).
+    """Name a sample in a message by its index and, if it has one, its path (for a text, its start).
 
     Examples
     --------
@@ -261,7 +261,7 @@ def name_sample(i: Any, sample: Any) -> str:
 
 
 def count_samples(X: Any) -> int | None:
-    """Count the samples of X; None for what can only be read once, an iterator or DataLoader, and for no samples.
+    """Return the number of samples of X, or None if X is read only once (an iterator or DataLoader) or has no samples.
 
     Examples
     --------
@@ -270,7 +270,7 @@ def count_samples(X: Any) -> int | None:
     (2, None)
     """
     if isinstance(X, (str, bytes, Mapping)) and not hasattr(X, "toarray"):
-        return None  # letters, bytes and columns are no samples
+        return None  # letters, bytes and columns are not samples
     shape = getattr(X, "shape", None)
     if shape is None and hasattr(X, "__array__"):
         shape = np.asarray(X).shape
@@ -282,7 +282,7 @@ def count_samples(X: Any) -> int | None:
 
 
 def with_labels(X: Any, y: Any) -> Any:
-    """Return X and its labels: those given, or those that a dataset brings."""
+    """Return X and its labels: y or, if that is None, those of a dataset."""
     if y is not None or not is_dataset(X):
         return X, y
     X = as_indexable(X)
@@ -290,21 +290,21 @@ def with_labels(X: Any, y: Any) -> Any:
 
 
 def iter_chunks(X: Any, y: Any = None, sample_weight: Any = None) -> Iterator[Any]:
-    """Iterate over labelled data: all at once where it is sized, batch by batch where it streams.
+    """Iterate over labelled data: all at once if it is sized, batch by batch if it streams.
 
     Parameters
     ----------
     X : sized data, dataset with labels, or iterable of batches
         An iterator, generator or DataLoader yields ``(X, y)`` or ``(X, y, sample_weight)`` and is read lazily.
     y : array-like of shape (n_samples,), default=None
-        Must be None for iterables, which bring their own, and may be None for datasets that do.
+        Must be None for iterables of batches, and may be None for datasets with labels.
     sample_weight : array-like of shape (n_samples,), default=None
         Must be None for iterables.
 
     Yields
     ------
     X, y, sample_weight
-        One chunk. Tensors of labels and weights come as arrays.
+        One chunk. Labels and weights in tensors are converted to arrays.
 
     Raises
     ------
@@ -320,7 +320,7 @@ def iter_chunks(X: Any, y: Any = None, sample_weight: Any = None) -> Iterator[An
     [2, 1]
     """
     X, y = with_labels(X, y)
-    # What cannot be samples is left to whoever knows what is expected.
+    # X that cannot hold samples is left to the caller, which knows what is expected.
     no_batches = (str, bytes, os.PathLike, Mapping, Set)
     single = X is None or isinstance(X, no_batches) or getattr(X, "shape", None) == () or is_pil(X)
     if single or count_samples(X) is not None:

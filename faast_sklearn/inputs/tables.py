@@ -1,4 +1,4 @@
-"""Tables of numbers: rows of ready features, and what a module in memory that takes arrays reads."""
+"""Tables of numbers: ready features, or the input of a user's module that takes arrays."""
 
 import functools
 from typing import Any
@@ -25,10 +25,10 @@ def read_features(X: Any, facts: dict, name: str) -> Any:
     ----------
     X : array, tensor, DataFrame or list of shape (n_samples, d)
     facts : dict
-        What is known of the columns, under scikit-learn's names ``n_features_in_`` and ``feature_names_in_``. X has to
-        agree with it; where it is empty, it is filled.
+        What is known of the columns, under scikit-learn's names ``n_features_in_`` and ``feature_names_in_``. X must
+        match it; an empty dict is filled.
     name : str
-        Of the estimator, for messages.
+        Name of the estimator, for messages.
 
     Returns
     -------
@@ -37,9 +37,9 @@ def read_features(X: Any, facts: dict, name: str) -> Any:
     Raises
     ------
     InputError
-        If X is not a table of numbers, or has other columns.
+        If X is not a table of numbers, or its columns do not match ``facts``.
     NonFiniteError
-        If a value is NaN or infinite; the message has the row.
+        If a value is NaN or infinite; the message gives the row.
     """
     refuse_single(X, "tensor")
     if isinstance(X, torch.Tensor):
@@ -66,7 +66,7 @@ def read_features(X: Any, facts: dict, name: str) -> Any:
 
 
 def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
-    """Check a table as scikit-learn does, with its messages; finiteness apart, which :func:`refuse_non_finite` checks.
+    """Check a table as scikit-learn does, with its messages; only :func:`refuse_non_finite` checks that it is finite.
 
     Parameters
     ----------
@@ -82,20 +82,20 @@ def read_table(X: Any, facts: Any, name: Any, dtype: Any) -> np.ndarray:
     refuse_single(X, "tensor")
     X = vectors_in(X)
     _refuse_kinds(X)
-    # scikit-learn checks columns for an estimator: its name stands in the messages, its attributes are what is known.
+    # scikit-learn checks columns against attributes of an estimator, whose class name appears in the messages.
     estimator = _of_name(name)()
     vars(estimator).update(facts)
     try:
         X = validate_data(estimator, X, reset="n_features_in_" not in facts, dtype=dtype, ensure_all_finite=False)
     except (ValueError, OverflowError) as error:
-        # What is not a number at all stays scikit-learn's TypeError, as it demands of its estimators.
+        # Values that are not numbers still raise TypeError, which scikit-learn demands of estimators.
         message = str(error)
         raise InputError(message.partition("\n")[0] + "." if "Complex data" in message else message) from error
     facts.update(vars(estimator))
     return X
 
 
-@functools.cache  # making a class takes as long as checking some thousand rows
+@functools.cache  # making a class takes as long as checking some thousands of rows
 def _of_name(name):
     return type(name, (BaseEstimator,), {})
 
@@ -118,7 +118,7 @@ def is_table(X: Any) -> bool:
 
 def refuse_non_finite(X: Any, name: Any) -> None:
     """Raise NonFiniteError for the first row with a value that is not finite."""
-    # A sum is finite only if all terms are, and it is one pass that allocates nothing.
+    # A sum is finite only if all terms are, and takes one pass without allocating memory.
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = X.dtype in (np.float16, torch.float16, torch.bfloat16)
         total = X.sum(dtype=(np.float32 if isinstance(X, np.ndarray) else torch.float32) if narrow else None)
@@ -136,12 +136,12 @@ def refuse_non_finite(X: Any, name: Any) -> None:
 
 
 def _refuse_kinds(X):
-    """Raise InputError for columns that NumPy would turn into numbers that mean nothing."""
+    """Raise InputError for columns that NumPy would turn into meaningless numbers."""
     if isinstance(X, np.matrix):
         raise InputError("X is a np.matrix; pass np.asarray(X).")
     dtypes = list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
     kinds = {getattr(dtype, "kind", "") for dtype in dtypes}
     if kinds & {"m", "M"}:
-        raise InputError("X holds dates or times; say what they should count, such as (X - X.min()) / one day.")
+        raise InputError("X holds dates or times; convert them to numbers, such as (X - X.min()) / one day.")
     if "V" in kinds:
         raise InputError(f"X is a structured array of dtype {X.dtype}; pass one array of numbers, (n_samples, d).")

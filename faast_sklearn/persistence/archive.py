@@ -1,7 +1,7 @@
 """One file of tensors and a JSON manifest: written whole or not at all, read only if every byte is as it was written.
 
 The file is a plain safetensors file, which any reader of that format opens. Its metadata hold the manifest and a
-SHA-256 checksum of the whole file, taken with zeros in the checksum's own place.
+SHA-256 checksum of the whole file, computed with zeros in place of the checksum itself.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ __all__ = ["ABANDONED", "digest_of_file", "read_archive", "replaced", "sync_fold
 _FORMAT = "faast_sklearn"
 _VERSION = 2
 _BLANK = b"0" * 64
-# Within the manifest, which is a string in a JSON document, every quote has a backslash in front.
+# Never matches within the manifest: it is a string in a JSON document, where every quote follows a backslash.
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
-ABANDONED = 3600.0  # seconds after which a file that nobody has written to was left by a process that is gone
+ABANDONED = 3600.0  # seconds without a write after which a temporary file is taken as left by a killed process
 _BLOCK = 1 << 20
 
 
 def write_archive(path: os.PathLike, manifest: dict, tensors: dict) -> None:
-    """Write a manifest and tensors to a file, which is afterwards the new one or, after any failure, the old one.
+    """Write a manifest and tensors to a file; after any failure the old file is unchanged.
 
     Parameters
     ----------
     path : Path
-        Its folder exists.
+        Its folder must exist.
     manifest : dict
-        Of what JSON knows, numbers finite.
+        Of JSON values; numbers must be finite.
     tensors : dict of str to torch.Tensor
         On any device.
 
@@ -58,7 +58,7 @@ def write_archive(path: os.PathLike, manifest: dict, tensors: dict) -> None:
         try:
             safetensors.torch.save_file(tensors, temporary, metadata)
         except safetensors.SafetensorError as error:
-            # The library has one error for all that can go wrong; here only the disk can.
+            # safetensors raises one error for everything that can fail; here only the disk can.
             raise OSError(f"cannot write {str(path)!r}: {error}") from error
         checksum = digest_of_file(temporary)
         with open(temporary, "r+b") as file:
@@ -70,7 +70,7 @@ def write_archive(path: os.PathLike, manifest: dict, tensors: dict) -> None:
 def read_archive(path: os.PathLike) -> tuple:
     """Read what :func:`write_archive` wrote.
 
-    Nothing is executed, followed or put on a device.
+    No code runs, no path is followed, and all tensors are on the CPU.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def read_archive(path: os.PathLike) -> tuple:
     Raises
     ------
     SavedFileError
-        If the file is foreign, damaged, cut short, or of a later format; the message says which.
+        If the file is foreign, damaged, cut short, or of another format; the message says which.
     OSError
         If it cannot be read.
     """
@@ -93,7 +93,7 @@ def read_archive(path: os.PathLike) -> tuple:
     if metadata.get("version") != str(_VERSION):
         raise SavedFileError(
             f"{str(path)!r} has format {metadata.get('version')!r}, and this version of faast_sklearn reads format "
-            f"{_VERSION}; install the version that wrote it, or a later one."
+            f"{_VERSION}; install the version that wrote it."
         )
     try:
         return json.loads(metadata["manifest"], parse_constant=_no_constant), safetensors.torch.load(data)
@@ -102,18 +102,18 @@ def read_archive(path: os.PathLike) -> tuple:
 
 
 def _verified_metadata(data, path):
-    """Return the header's metadata once the checksum has been found right."""
+    """Check the checksum and return the metadata in the header."""
     where = repr(str(path))
-    # The first eight bytes of a file of ours are a length, which may be any, and the ninth opens its header.
+    # Files of this library start with a length of eight bytes, which may look like these; the ninth opens the header.
     foreign = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b", b"BZ", b"x\x9c")
     if data[:2] in foreign and data[8:9] != b"{":
         raise SavedFileError(
-            f"{where} is a pickle or a compressed archive, which load never opens: unpickling runs code. Files for it "
-            "are written by faast_sklearn.save."
+            f"{where} is a pickle or a compressed archive, which load never opens: unpickling runs code. Write the "
+            "file with faast_sklearn.save."
         )
     end = 8 + int.from_bytes(data[:8], "little")
     if len(data) < 8 or (data[8:9] == b"{" and end > len(data)):
-        raise SavedFileError(f"{where} is cut short: {len(data)} bytes are there. Copy it again.")
+        raise SavedFileError(f"{where} is cut short: it has only {len(data)} bytes. Copy it again.")
     header = data[8:end]
     found = _CHECKSUM.findall(header)
     if data[8:9] != b"{" or len(found) != 1:
@@ -124,8 +124,8 @@ def _verified_metadata(data, path):
     digest.update(memoryview(data)[end:])
     if digest.hexdigest().encode() != found[0]:
         raise SavedFileError(
-            f"{where} is damaged or cut short: its checksum is not that of its {len(data)} bytes. Copy it again, or "
-            "save the estimator anew."
+            f"{where} is damaged or cut short: its checksum does not match its {len(data)} bytes. Copy it again, or "
+            "save the estimator again."
         )
     try:
         metadata = json.loads(header)["__metadata__"]
@@ -151,10 +151,10 @@ def digest_of_file(path: Any) -> Any:
 
 @contextlib.contextmanager
 def replaced(path: os.PathLike) -> Iterator[Any]:
-    """Yield the name of a new file that takes the place of ``path`` at once when the body ends well.
+    """Yield the name of a temporary file that replaces ``path`` in one step when the body succeeds.
 
-    Its content reaches the disk before its name does. After an error nothing is left of it; after a kill it stays
-    beside the old file and the next call, an hour later or more, removes it.
+    Its content is on the disk before it is renamed. An error removes it. A kill leaves it beside the old file, and
+    the first call after an hour or more removes it.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def replaced(path: os.PathLike) -> Iterator[Any]:
 
 
 def sync_folder(folder: Any) -> None:
-    """Make the names in a folder survive a crash, where the platform can."""
+    """Make the names in a folder survive a crash, if the platform can."""
     with contextlib.suppress(OSError):  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:

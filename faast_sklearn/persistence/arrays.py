@@ -1,4 +1,4 @@
-"""Kinds of arrays that a saved file may hold: of known shape and dtype, finite, and labels."""
+"""Kinds of arrays that a saved file may hold: tensors of known dtype and number of axes, and labels."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,20 +13,20 @@ __all__ = ["Array", "Labels", "Stacked"]
 
 
 class Array(Field):
-    """A tensor, or with ``numpy`` an ndarray, of one of ``dtypes`` and a shape.
+    """A tensor, or with ``numpy`` an ndarray, of one of ``dtypes`` and a given number of axes.
 
     Parameters
     ----------
     shape : str
-        A letter an axis, such as "cd". The same letter has the same length within a :class:`Record`.
+        One letter per axis, such as "cd". Axes of the same letter have the same length within a :class:`Record`.
     dtypes : tuple of torch.dtype
     numpy : bool, default=False
     finite : bool, default=True
         Whether infinities are refused; NaN always is.
     least : float, optional
-        Least allowed value.
+        Smallest allowed value.
     symmetric : bool, default=False
-        Write one triangle of a square matrix where the other is equal to the bit.
+        Write only one triangle of a square matrix if the other has the same numbers.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Array(Field):
         self.finite, self.least, self.symmetric = finite, least, symmetric
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Write the tensor and name it."""
+        """Write the tensor; return its name, for a triangle also its size."""
         tensor = torch.from_numpy(np.ascontiguousarray(value)) if self.numpy else value.detach().cpu()
         if self.symmetric and torch.equal(tensor, tensor.T):
             rows = [tensor[i, : i + 1] for i in range(len(tensor))]
@@ -51,14 +51,14 @@ class Array(Field):
         return out.put(tensor)
 
     def unpack(self, node: Any, source: Any) -> Any:
-        """Read and check it; lengths of axes are checked by the record that it is a part of."""
+        """Read and check the tensor; its :class:`Record` checks the lengths of its axes."""
         size = None
         if self.symmetric and isinstance(node, dict):
             node, size = node.get("triangle"), node.get("size")
         return self.check(source.take(node), source, size)
 
     def check(self, tensor: Any, source: Any, size: Any = None) -> Any:
-        """Return a tensor as it is asked for here, or raise SavedFileError."""
+        """Return the tensor as this field describes it, or raise SavedFileError."""
         if tensor.dtype not in self.dtypes:
             raise source.wrong(f"is {tensor.dtype}, expected {' or '.join(map(str, self.dtypes))}")
         if size is not None:
@@ -103,12 +103,12 @@ class Array(Field):
 
 
 class Stacked(Field):
-    """A tuple of tensors that differ in their first axis alone, written as one.
+    """A tuple of tensors whose shapes differ only in the first axis, written as one tensor.
 
     Parameters
     ----------
     shape, dtypes
-        Of each, as :class:`Array` has them.
+        Of each tensor, as in :class:`Array`.
     """
 
     def __init__(self, shape: Any, dtypes: Any = (torch.float64,)) -> None:
@@ -121,14 +121,14 @@ class Stacked(Field):
         return {"rows": self.whole.pack(torch.cat(list(value)), out), "lengths": [len(one) for one in value]}
 
     def unpack(self, node: Any, source: Any) -> Any:
-        """Read them."""
+        """Read the tensors."""
         if node is None:
             return ()
         if not isinstance(node, dict) or not isinstance(node.get("lengths"), list):
             raise source.wrong(f"is {shortened(node)}, expected stacked tensors")
         whole, lengths = self.whole.unpack(node.get("rows"), source), node["lengths"]
         if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(whole):
-            raise source.wrong(f"has {len(whole)} rows, which are not those of its parts")
+            raise source.wrong(f"has {len(whole)} rows, which do not match the lengths of its parts")
         return torch.split(whole, lengths)
 
     def to_host(self, value: Any) -> Any:
@@ -150,7 +150,7 @@ class Labels(Field):
     Parameters
     ----------
     sorted : bool, default=True
-        Whether they are in strictly ascending order.
+        Whether they must be in strictly ascending order.
     """
 
     shape = "c"

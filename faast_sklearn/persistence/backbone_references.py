@@ -1,8 +1,8 @@
-"""Which backbone an estimator uses, as a saved file may say it: by a public name and options, and in no other way.
+"""How a saved file names the backbone of an estimator: only by a public name and options.
 
-A file from elsewhere must not make this machine read its own folders, run code of a repository, or open what its
-author chose by a path. So a local folder, a module, and a repository whose code would run are never named in a file;
-whoever loads it passes them. Weights that are kept beside the file are found by their digest within its folder.
+A file from elsewhere must not make this machine read local folders, run code of a repository, or open a path that its
+author chose. So a file never names a local folder, a module, or a repository whose code would run; users pass these to
+``load``. Weights that are stored beside the file are found by their digest within its folder.
 """
 
 import os
@@ -19,14 +19,14 @@ from faast_sklearn.persistence.stored_weights import STORED, open_stored, store_
 
 __all__ = ["pack_backbone", "unpack_backbone"]
 
-# A name in an index or on a hub: no drive, no root, no step up, at most "prefix:owner/name".
+# A name in an index or on a hub: no drive, no root, no parent folder, at most "prefix:owner/name".
 _PUBLIC = re.compile(r"[a-z][a-z0-9_-]+:(hf[-_]hub:)?[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?\Z", re.ASCII)
 # Options whose strings name files.
 _FILES = ("weights", "base_config")
 
 
 def pack_backbone(estimator: Any, out: Any) -> str | dict | None:
-    """Return how a file names the backbone of an estimator, whose weights are stored too if ``out`` says so.
+    """Return how a file names the backbone of an estimator; store its weights too if ``out`` has a folder for them.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def pack_backbone(estimator: Any, out: Any) -> str | dict | None:
     Returns
     -------
     None, str or dict
-        ``{"missing": why}`` for what a file must not name.
+        ``{"missing": why}`` for a backbone that a file must not name.
     """
     value = estimator.backbone
     if value is None:
@@ -50,7 +50,7 @@ def pack_backbone(estimator: Any, out: Any) -> str | dict | None:
     try:
         handle = as_handle(value)
     except FaastError:
-        return {"missing": "a backbone that is not known here"}
+        return {"missing": "an unknown backbone"}
     if handle.module is not None:
         return {"missing": f"a {type(handle.module).__name__} in memory"}
     reason = _why_not(handle.spec, handle.options)
@@ -72,7 +72,7 @@ def unpack_backbone(node: Any, source: Any) -> Any:
     Raises
     ------
     SavedFileError
-        If it is a path, has options that name files or run code, or is a folder here.
+        If it is a path, has options that name files or run code, or is the name of a local folder.
     """
     if node is None:
         return None
@@ -85,22 +85,22 @@ def unpack_backbone(node: Any, source: Any) -> Any:
     reason = _why_not(spec, options)
     if reason is not None:
         raise SavedFileError(
-            f"the saved file asks for {reason} as its backbone, {spec[:80]!r}, which load does not follow: pass the "
-            "one to use, load(path, backbone=...)."
+            f"the saved file asks for {reason} as its backbone, {spec[:80]!r}, which load does not open: pass the "
+            "backbone, load(path, backbone=...)."
         )
     try:
         return spec if plain else backbone(spec, **options)
     except (FaastError, TypeError) as error:
-        raise SavedFileError(f"the saved file's backbone cannot be named here: {error}") from error
+        raise SavedFileError(f"the saved file's backbone is not known here: {error}") from error
 
 
 def _why_not(spec, options):
-    """Return what a file must not name about a backbone, or None."""
+    """Return which part of a backbone's name or options no file may hold, or None."""
     prefix, _, name = spec.partition(":")
     if prefix != "bundled" and os.path.exists(name):
         return "a local folder or file"
     if not _PUBLIC.match(spec) or ".." in spec:
-        return "a place on a machine"
+        return "a path or address"
     if options.get("trust_remote_code"):
         return "a repository whose code would run"
     for option, value in options.items():
@@ -109,7 +109,7 @@ def _why_not(spec, options):
         if isinstance(value, torch.dtype) or not _plain(value):
             return f"an option that is not a number or string, {option}="
         if isinstance(value, str) and (os.sep in value or "/" in value or "\\" in value or ".." in value):
-            return f"a place on a machine, {option}="
+            return f"a path or address, {option}="
     return None
 
 

@@ -1,4 +1,4 @@
-"""Whole estimators and pipelines of them, to and from what a file holds."""
+"""Whole estimators and pipelines, converted to and from what a file holds."""
 
 import warnings
 from typing import Any
@@ -20,22 +20,22 @@ _SUMMARY = Record(dict, structure=Text(), dtype=Text(), digest=Text(), sample=Li
 
 
 def register(cls) -> None:
-    """Make a class of this library one that files can hold, under its own name.
+    """Let files hold a class of this library, under its own name.
 
     Parameters
     ----------
     cls : class
-        With ``_saved_state``, its attributes as fields, and ``_open_backbone``.
+        With ``_saved_state``, the fields of its attributes by name, and ``_open_backbone``.
     """
     _kinds[cls.__name__] = cls
 
 
 def pack_estimator(estimator: Any, out: Any) -> Any:
-    """Return an estimator as JSON knows it.
+    """Return an estimator as JSON values.
 
     Parameters
     ----------
-    estimator : estimator of this library, Pipeline, or, through skops, another of scikit-learn
+    estimator : estimator of this library, Pipeline or, written by skops, estimator of scikit-learn
     out : TensorWriter
 
     Raises
@@ -43,7 +43,7 @@ def pack_estimator(estimator: Any, out: Any) -> Any:
     SavedFileError
         If it cannot be saved.
     MissingDependencyError
-        If it needs skops and that is not installed.
+        If it needs skops, which is not installed.
     """
     if isinstance(estimator, Pipeline):
         return _pack_pipeline(estimator, out)
@@ -82,9 +82,9 @@ def unpack_estimator(node: Any, source: Any, given: dict, cls=None) -> Any:
         As :func:`pack_estimator` returned it.
     source : TensorReader
     given : dict
-        Parameters by name, ``step__name`` within a pipeline, in the place of those in the file.
+        Parameters that replace those in the file, by name; ``step__name`` within a pipeline.
     cls : class, optional
-        The class to make, where it is not the one of this library itself.
+        The class to make; by default the class of this library that the file names.
 
     Raises
     ------
@@ -100,8 +100,8 @@ def unpack_estimator(node: Any, source: Any, given: dict, cls=None) -> Any:
     node, base = as_of_today(kind, node), _kinds[kind]
     if cls is None and node["class"] is not None:
         raise SavedFileError(
-            f"this file was saved by {str(node['class'])[:100]!r}, a class of somebody's own; load it with that class, "
-            "CLASS.from_pretrained(path)."
+            f"this file was saved by {str(node['class'])[:100]!r}, a class outside this library; load it with that "
+            "class, CLASS.from_pretrained(path)."
         )
     if cls is not None and not issubclass(cls, base):
         raise SavedFileError(f"this file holds a {kind}, not a {cls.__name__}.")
@@ -142,7 +142,7 @@ def _as_summary(parts):
 
 
 def _weights_of(estimator):
-    """Return the summary of the backbone's weights: those in use, or else those of the file."""
+    """Return the summary of the backbone's weights: from the file that was loaded, or else of those in use."""
     if estimator.backbone is None:
         return None
     known = estimator.__dict__.get("_saved_backbone")
@@ -152,7 +152,7 @@ def _weights_of(estimator):
         return weight_summary(estimator._open_backbone())
     except (FaastError, OSError) as error:
         warnings.warn(
-            f"the backbone cannot be opened here, so that the file cannot say which weights it had: {error}",
+            f"the backbone cannot be opened here, so the file cannot say which weights it had: {error}",
             SavedFileWarning,
             stacklevel=2,
         )
@@ -233,5 +233,5 @@ def _is_ours(estimator):
 
 
 def _base_of(estimator):
-    """Return the class of this library that an estimator is of, or None."""
+    """Return the class of this library to which an estimator belongs, or None."""
     return next((cls for cls in type(estimator).__mro__ if _kinds.get(cls.__name__) is cls), None)

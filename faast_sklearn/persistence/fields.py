@@ -1,7 +1,7 @@
-"""Kinds of values that a saved file may hold; each one writes itself, and reads itself with every check there is.
+"""Kinds of values that a saved file may hold; each kind writes its values, and checks them when it reads.
 
-A field has ``pack(value, out)``, which returns what JSON knows and hands tensors to ``out``, and ``unpack(node,
-source)``, the way back. A file can name nothing that is not a field here: no class, no module, no path of code.
+A field has ``pack(value, out)``, which returns JSON values and hands tensors to ``out``, and ``unpack(node, source)``,
+its inverse. A file can hold only values that have a field: no class, no module, no path of code.
 """
 
 import math
@@ -30,7 +30,7 @@ class Field:
     """A kind of value."""
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Return ``value`` as JSON knows it; tensors go to ``out``."""
+        """Return ``value`` as JSON values; tensors go to ``out``."""
         raise NotImplementedError
 
     def unpack(self, node: Any, source: Any) -> Any:
@@ -38,11 +38,11 @@ class Field:
         raise NotImplementedError
 
     def to_host(self, value: Any) -> Any:
-        """Return the value as a pickle has it: without a device."""
+        """Return the value as a pickle holds it: without a device."""
         return value
 
     def from_host(self, value: Any) -> Any:
-        """Return the value that ``to_host`` gave."""
+        """Return the value from what ``to_host`` returned."""
         return value
 
 
@@ -53,7 +53,7 @@ class Number(Field):
         self.least, self.infinite = least, infinite
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Write infinity by name, which JSON has no number for."""
+        """Write a number; infinity by name, since JSON has no number for it."""
         value = float(value)
         return value if math.isfinite(value) else repr(value)
 
@@ -114,13 +114,13 @@ class Text(Field):
 
 
 class OneOf(Field):
-    """One of a few values that JSON knows, or of the kind of one of ``fields``."""
+    """One of a few JSON values, or a value of the first of ``fields``."""
 
     def __init__(self, *values: Any, fields: Any = ()) -> None:
         self.values, self.fields = values, fields
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Write it by the first field that has its type."""
+        """Write one of the values as it is, anything else by the first field."""
         for known in self.values:
             if type(value) is type(known) and value == known:
                 return value
@@ -234,11 +234,11 @@ class Record(Field):
     Parameters
     ----------
     make : callable
-        Called with the parts by name; a class, or a function that checks how they fit first. It may raise ValueError.
+        A class, or a function that first checks how the parts fit; called with them by name. May raise ValueError.
     view : callable, optional
         Returns an object that has the parts as attributes; by default the value itself.
     **parts : Field
-        Part ``p`` is the attribute ``p``, or ``_p`` where there is none.
+        Part ``p`` is the attribute ``p`` or, if there is none, ``_p``.
     """
 
     def __init__(self, make: Callable[..., Any], *, view: Callable[..., Any] | None = None, **parts: Any) -> None:
@@ -257,7 +257,7 @@ class Record(Field):
         return {n: getattr(view, n) if hasattr(view, n) else getattr(view, f"_{n}") for n in self.parts}
 
     def unpack(self, node: Any, source: Any) -> Any:
-        """Read the parts, hold their shapes against one another, and make the object."""
+        """Read the parts, check that their shapes match, and make the object."""
         parts = self.unpack_parts(node, source)
         try:
             return self.make(**parts)

@@ -1,7 +1,7 @@
-"""Estimators of scikit-learn, written by skops, with those of this library taken out of them and put back.
+"""Estimators of scikit-learn, written by skops; estimators of this library inside them are taken out and put back.
 
-skops trusts scikit-learn's estimators and arrays. What a ``ColumnTransformer`` or a fitted search holds of this library
-is exchanged for a mark that skops knows, so that nothing of ours needs to be trusted.
+skops trusts scikit-learn's estimators and arrays. Each estimator of this library in a ``ColumnTransformer`` or a fitted
+search is replaced by a mark that skops knows, so that skops need not trust this library.
 """
 
 import copy
@@ -22,7 +22,7 @@ from faast_sklearn.persistence.arrays import Array
 __all__ = ["read_foreign", "write_foreign"]
 
 _MARK = "faast_sklearn"
-# Types within searches and calibrated classifiers that skops has not listed: plain holders of what it checks by itself.
+# Types in searches and calibrated classifiers that skops does not list: plain containers, whose content it checks.
 _HOLDERS = [
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
@@ -45,19 +45,19 @@ def write_foreign(estimator: Any, out: Any, is_ours: Callable[..., Any]) -> tupl
         Of scikit-learn.
     out : TensorWriter
     is_ours : callable
-        Whether a part is to be taken out.
+        Returns whether a part is to be taken out.
 
     Returns
     -------
     name : str
-        Of the tensor that holds its bytes.
+        Name of the tensor that holds its bytes.
     parts : list of estimator
-        What was taken out.
+        The parts that were taken out.
 
     Raises
     ------
     SavedFileError
-        If skops does not know what is left to be safe.
+        If skops cannot write the rest, or does not know that it is safe.
     MissingDependencyError
         If skops is not installed.
     """
@@ -72,11 +72,11 @@ def write_foreign(estimator: Any, out: Any, is_ours: Callable[..., Any]) -> tupl
     try:
         data = skops.dumps(marked)
         unknown = [name for name in skops.get_untrusted_types(data=data) if name not in _HOLDERS]
-    except Exception as error:  # whatever an estimator's own state makes of it
+    except Exception as error:  # the state of an estimator may raise anything
         raise SavedFileError(f"{type(estimator).__name__} cannot be saved with skops: {error}") from error
     if unknown:
         raise SavedFileError(
-            f"{type(estimator).__name__} holds types that skops does not know to be safe, {unknown[:3]}; save it with "
+            f"{type(estimator).__name__} holds types that skops does not list as safe, {unknown[:3]}; save it with "
             "skops.io.dump, and name them as trusted when you load it."
         )
     return out.put(torch.from_numpy(np.frombuffer(data, np.uint8).copy())), parts
@@ -90,7 +90,7 @@ def read_foreign(name: str, source: Any, parts: list) -> Any:
     name : str
     source : TensorReader
     parts : list of estimator
-        To be put back.
+        The parts to put back.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def read_foreign(name: str, source: Any, parts: list) -> Any:
     try:
         marked = skops.load(io.BytesIO(data.numpy().tobytes()), trusted=_HOLDERS)
         return _exchanged(marked, _is_mark, lambda mark: parts[mark.kw_args[_MARK]], {})
-    except Exception as error:  # of a file that somebody made up
+    except Exception as error:  # a forged file may raise anything
         raise SavedFileError(f"a step that skops wrote cannot be read: {error}") from error
 
 
@@ -112,7 +112,7 @@ def _is_mark(thing):
 
 
 def _exchanged(thing, chosen, exchange, done):
-    """Return an object with all chosen parts exchanged, each one once; without such parts the object itself."""
+    """Return an object with all chosen parts exchanged, each once; if it has none, return the object itself."""
     if id(thing) in done:
         return done[id(thing)][0]
     found = thing
@@ -140,10 +140,10 @@ def _exchanged(thing, chosen, exchange, done):
         if any(new is not part for new, part in zip(parts, thing.ravel(), strict=True)):
             found = np.empty(thing.shape, dtype=object)
             found.ravel()[:] = parts
-    done[id(thing)] = (found, thing)  # which stays alive, so that its id stays its own
+    done[id(thing)] = (found, thing)  # keeps thing alive, so that its id is not reused
     return found
 
 
 def _of_scikit_learn(thing):
-    # Not everything that holds an estimator is one, such as the pairs of a calibrated classifier.
+    # Some objects that hold estimators are not estimators, such as the pairs of a calibrated classifier.
     return type(thing).__module__.startswith("sklearn.") and not isinstance(thing, (type, Bunch))

@@ -15,7 +15,7 @@ class NotSaved:
     Parameters
     ----------
     n_samples : int
-        How many were learnt.
+        Number of samples that were learnt.
     """
 
     def __init__(self, n_samples: int) -> None:
@@ -40,12 +40,12 @@ class NotSaved:
 
 
 class OrNotSaved(Field):
-    """Field of moments; where they are left out, of the number of samples.
+    """Field of moments or, if they are left out, of their number of samples.
 
     Parameters
     ----------
     field : Field
-        Of the moments.
+        Field of the moments.
     count : callable
         Returns the number of samples of moments.
     """
@@ -58,11 +58,11 @@ class OrNotSaved(Field):
         if isinstance(value, NotSaved):
             return {"n_samples": value.n_samples}
         n_samples = self.count(value)
-        # Where nothing was learnt there is nothing to leave out, and no weights to stand for it.
+        # If nothing was learnt, the moments are empty, and there are no weights to predict with instead.
         return self.field.pack(value, out) if out.moments or not n_samples else {"n_samples": n_samples}
 
     def unpack(self, node: Any, source: Any) -> Any:
-        """Read them."""
+        """Read the moments, or their number of samples."""
         if isinstance(node, dict) and node.keys() == {"n_samples"}:
             return NotSaved(Integer().unpack(node["n_samples"], source))
         return self.field.unpack(node, source)

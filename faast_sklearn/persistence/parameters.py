@@ -1,4 +1,4 @@
-"""Constructor parameters as JSON knows them; code, devices and places on this machine stay behind."""
+"""Constructor parameters as JSON values; code, devices and local paths are left out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +30,8 @@ def pack_parameters(estimator: Any, out: Any) -> dict:
     Returns
     -------
     dict
-        A device is left out, as is a cache on disk: they belong to a machine. Functions, modules, local folders and
-        whatever else a file must not name are marked as missing, for whoever loads it to pass.
+        The device, and any cache but "memory", is saved as None: they belong to a machine. Functions, modules, local
+        folders and whatever else a file must not name are marked as missing; users pass them to ``load``.
     """
     packed = {}
     for name, value in estimator.get_params(deep=False).items():
@@ -58,15 +58,15 @@ def unpack_parameters(node: Any, given: dict, names: list, source: Any) -> Any:
     node : dict
         As :func:`pack_parameters` returned it.
     given : dict
-        What the caller passed by name; it takes the place of what is in the file.
+        Parameters that the caller passed, by name; they replace those in the file.
     names : list of str
-        The estimator's own.
+        Names of the estimator's parameters.
     source : TensorReader
 
     Raises
     ------
     SavedFileError
-        If a parameter that no file can hold was not passed, or one is not known.
+        If a parameter that no file can hold was not passed, or a parameter is not known.
     """
     if not isinstance(node, dict) or not node.keys() <= set(names):
         raise source.wrong(f"has parameters other than {names}")
@@ -86,7 +86,7 @@ def unpack_parameters(node: Any, given: dict, names: list, source: Any) -> Any:
 
 
 class _Missing(Exception):  # noqa: N818 - never leaves this file
-    """Part of a value can be in no file."""
+    """A part of the value cannot be saved."""
 
 
 def _pack(value, out):
@@ -100,7 +100,7 @@ def _pack(value, out):
         return str(value).removeprefix("torch.")
     if isinstance(value, (list, tuple)):
         return {"tuple" if isinstance(value, tuple) else "list": _pack_each(value, out)}
-    if hasattr(value, "to_diff_dict"):  # transformers' GenerationConfig; a dict of the same settings does as well
+    if hasattr(value, "to_diff_dict"):  # transformers' GenerationConfig; a dict of its settings does the same
         return _pack(value.to_diff_dict(), out)
     if isinstance(value, Mapping):
         return {

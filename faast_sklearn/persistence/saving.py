@@ -24,24 +24,24 @@ def save(estimator: Any, path: str | os.PathLike, *, moments: bool = True, backb
     """Write an estimator to a file, or a folder, that :func:`load` reads anywhere.
 
     The file holds parameters, classes, moments and solved weights, versions, and the name of the backbone with a
-    fingerprint of its weights; never a module, a device, code or a local path. It appears under its name all at once:
-    after a crash there is the file from before.
+    fingerprint of its weights; never a module, a device, code or a local path. An existing file
+    is replaced in one step, so that a crash leaves it unchanged.
 
     Parameters
     ----------
     estimator : FaastClassifier, FaastSeq2Seq, BackboneFeatures, or Pipeline that contains them
         Fitted or not. Other steps of a pipeline are written with skops, where that is installed.
     path : str or path
-        Of a file, whose folder exists; of a folder, where it ends in a separator or is one, or with ``backbone=True``.
+        A file, or a folder if it is one, ends in a separator or ``backbone=True``; the folder above must exist.
     moments : bool, default=True
-        Without them the file is smaller and what it holds predicts, but cannot learn more.
+        Whether to save the moments. Without them the file is smaller; the estimator predicts but cannot learn more.
     backbone : bool, default=False
         Store the weights of the backbone too, in a folder with the file; for ``"bundled:"``, ``"hf:"`` and ``"timm:"``.
 
     Raises
     ------
     SavedFileError
-        If something cannot be saved; the message says what, and what to do.
+        If something cannot be saved; the message says what it is and what to do.
     MissingDependencyError
         If a step of a pipeline needs skops.
     OSError
@@ -49,7 +49,7 @@ def save(estimator: Any, path: str | os.PathLike, *, moments: bool = True, backb
 
     Notes
     -----
-    With d features about ``4 d²`` bytes, or ``8 n d`` while there are fewer rows n; ``8 c d`` without moments.
+    The file takes about ``4 d²`` bytes for d features, or ``8 n d`` for fewer rows n; ``8 c d`` without moments.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def save(estimator: Any, path: str | os.PathLike, *, moments: bool = True, backb
     folder = Path(text) if backbone or text.endswith(("/", os.sep)) or os.path.isdir(text) else None
     if folder is not None:
         if folder.is_file():
-            raise SavedFileError(f"{text!r} is a file; with the backbone's weights it takes a folder.")
+            raise SavedFileError(f"{text!r} is a file, expected a folder.")
         refuse_missing_parent(folder)
         folder.mkdir(exist_ok=True)
     out = TensorWriter(moments, folder if backbone else None)
@@ -82,17 +82,17 @@ def save(estimator: Any, path: str | os.PathLike, *, moments: bool = True, backb
 def load(path: str | os.PathLike, **parameters: Any) -> Any:
     """Read an estimator that :func:`save` wrote.
 
-    Nothing is executed, downloaded or put on a GPU, and no path is followed out of the file's folder. Every shape,
-    dtype and number and a checksum of the whole file are checked. The backbone is opened when it is first needed; a
-    warning says so if its weights are not those that were learnt with.
+    No code is run, nothing is downloaded or put on a GPU, and nothing outside the file's folder is opened. Every shape,
+    dtype and number and a checksum of the whole file are checked. The backbone is opened when it is first needed, with
+    a warning if its weights differ from those that the estimator learnt with.
 
     Parameters
     ----------
     path : str or path
-        Of the file or folder.
+        The file or folder.
     **parameters
-        In the place of those in the file, such as ``device="cuda"``; ``step__name`` for those of a pipeline's step.
-        A backbone in memory, a local folder and a function have to be passed, since no file holds them.
+        Parameters that replace those in the file, such as ``device="cuda"``; ``step__name`` for a step of a pipeline.
+        A backbone in memory, a local folder and a function must be passed, since no file holds them.
 
     Returns
     -------
@@ -102,16 +102,16 @@ def load(path: str | os.PathLike, **parameters: Any) -> Any:
     Raises
     ------
     SavedFileError
-        If the file is damaged, cut short, foreign or of a later format, or asks for what must be passed.
+        If the file is damaged, cut short, foreign or of another format, or a parameter must be passed.
     TypeError
-        If there is no such parameter.
+        If a parameter does not exist.
     OSError
-        If the file is not there.
+        If the file does not exist.
 
     Warns
     -----
     SavedFileWarning
-        If libraries have other versions than those that it was saved with, in their first two numbers.
+        If the first two numbers of a library's version differ from those that the file was saved with.
     """
     return _load(path, parameters)
 
@@ -129,16 +129,16 @@ def _load(path, parameters, cls=None):
     try:
         estimator = unpack_estimator(manifest["estimator"], source, parameters, cls)
     except (RecursionError, AttributeError, IndexError, KeyError, OverflowError) as error:
-        # A file that somebody made up, with a checksum that is right.
+        # A forged file with a valid checksum.
         raise SavedFileError(f"{str(path)!r} is not valid: {type(error).__name__}: {error}.") from error
     if source.left:
-        raise source.wrong(f"has tensors that belong nowhere, {source.left[:3]}")
+        raise source.wrong(f"has tensors that it does not use, {source.left[:3]}")
     _warn_of_versions(manifest["versions"], source)
     return estimator
 
 
 class Persistent:
-    """What every estimator that files can hold shares."""
+    """Base class of all estimators that can be saved."""
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -146,7 +146,7 @@ class Persistent:
             register(cls)
 
     def save_pretrained(self, folder: str | os.PathLike, *, moments: bool = True, backbone: Any = False) -> None:
-        """Write the estimator into a folder, which is made if it is not there; see :func:`~faast_sklearn.save`.
+        """Write the estimator into a folder, created if it does not exist; see :func:`~faast_sklearn.save`.
 
         Parameters
         ----------
@@ -164,7 +164,7 @@ class Persistent:
         ----------
         path : str or path
         **parameters
-            In the place of those in the file.
+            Parameters that replace those in the file.
 
         Returns
         -------
@@ -173,10 +173,10 @@ class Persistent:
         return _load(path, parameters, cls)
 
     def _ready_to_save(self, moments):
-        """Solve before saving, if that needs more than the moments; without moments in the file it must succeed."""
+        """Solve before saving; if the file is to hold no moments, the solve must succeed."""
 
     def _restore_state(self, attributes):
-        """Take over attributes that were read from a file, checked one by one; raise ValueError if they do not fit."""
+        """Set attributes that were read from a file and checked one by one; raise ValueError if they do not fit."""
         self.__dict__.update(attributes)
 
 

@@ -28,7 +28,7 @@ _WEIGHTS = {".safetensors", ".gguf"}
 _PICKLED = {".bin", ".pt", ".pth"}
 _TIMM_FILE = "model.safetensors"
 _TIMM_NAME = re.compile(r"timm:\w[\w.]*\Z", re.ASCII)
-# Options that say where weights come from, which the folder now does.
+# Options that say where weights come from; the folder replaces them.
 _ORIGIN = ("revision", "local_files_only", "weights", "pretrained")
 
 
@@ -39,7 +39,7 @@ def store_weights(value: Any, folder: Path) -> dict:
     ----------
     value : str, path or handle
     folder : Path
-        Of the saved file.
+        Folder of the saved file.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def store_weights(value: Any, folder: Path) -> dict:
     Raises
     ------
     SavedFileError
-        If the weights come in no form that can be stored.
+        If the weights cannot be stored; the message says why.
     """
     handle = as_handle(value)
     prefix, _, name = (handle.spec or "").partition(":")
@@ -88,25 +88,25 @@ def store_weights(value: Any, folder: Path) -> dict:
 
 
 def open_stored(node: Any, source: Any) -> Any:
-    """Return the handle of a backbone whose weights are beside the file, after checking every byte of them.
+    """Check every byte of the weights beside the file, and return the handle of their backbone.
 
     Parameters
     ----------
     node : dict
-        Of :func:`store_weights`.
+        As :func:`store_weights` returned it.
     source : TensorReader
 
     Raises
     ------
     SavedFileError
-        If a file is missing, damaged, not listed, or lies outside.
+        If a file is missing, damaged, not listed, or a link.
     """
     stored, spec = node[STORED], node["spec"]
     if not isinstance(stored, dict) or stored.keys() != {"folder", "files"} or not isinstance(stored["files"], dict):
-        raise source.wrong("names its weights in a way that is not known")
+        raise source.wrong("names its weights in an unknown way")
     name, files = stored["folder"], stored["files"]
     if not isinstance(name, str) or not _FOLDER.match(name) or not isinstance(spec, str):
-        raise source.wrong("names its weights in a way that is not known")
+        raise source.wrong("names its weights in an unknown way")
     place = source.folder / name
     if not place.is_dir() or place.is_symlink():
         raise SavedFileError(f"the weights that belong to the saved file, {name!r}, are not beside it.")
@@ -125,7 +125,7 @@ def open_stored(node: Any, source: Any) -> Any:
 
 
 def _places(options):
-    """Return the names of options that are paths; ``gguf_file`` is one only if it leaves the folder."""
+    """Return the names of options that are paths: strings with a separator, and ``base_config``."""
     paths = [name for name, value in options.items() if isinstance(value, str) and ("/" in value or os.sep in value)]
     return [*paths, *(name for name in ("base_config",) if options.get(name) is not None)]
 
@@ -133,20 +133,18 @@ def _places(options):
 def _refuse_places(handle, options):
     places = _places(options)
     if places:
-        raise SavedFileError(
-            f"the weights of {handle!r} cannot be stored: its option {places[0]} is a place elsewhere."
-        )
+        raise SavedFileError(f"the weights of {handle!r} cannot be stored: its option {places[0]} is a path.")
 
 
 def remove_others(folder: Any, kept: Any) -> None:
-    """Remove the weights that belonged to what was saved in a folder before, all but those ``kept``."""
+    """Remove the weights of what was saved in a folder before, except those that are ``kept``."""
     for place in folder.iterdir():
         if _FOLDER.match(place.name) and place.name not in kept and place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)
 
 
 def _unbundled(name, options):
-    """Return what a bundled name stands for, in a package that may not be there when the file is loaded."""
+    """Return the backbone behind a bundled name, whose package may be absent when the file is loaded."""
     entry = BUNDLED[name]
     if name == "efficientnet-lite0":
         return "timm", "tf_efficientnet_lite0", options
@@ -187,7 +185,7 @@ def _copy_files(origin, target, gguf_file):
 
 
 def _digests(place):
-    """Return the digest of each file, by its path within the folder; a link is not a file of the folder's."""
+    """Return the digest of each file by its path within the folder; raise SavedFileError for a link."""
     files = {}
     for path in sorted(place.rglob("*")):
         if path.is_symlink():

@@ -1,4 +1,4 @@
-"""What is written and read, part by part: tensors by the name of their place, and where in the file an error is."""
+"""Writer and reader of a file's tensors, named by their place in the file; errors name the place, too."""
 
 import os
 from typing import Any
@@ -14,9 +14,9 @@ class TensorWriter:
     Parameters
     ----------
     moments : bool
-        Whether moments go in.
+        Whether the file holds moments.
     weights_folder : Path, optional
-        Where the weights of backbones go, if they are to be kept too.
+        Where to store the weights of backbones; by default they are not stored.
 
     Attributes
     ----------
@@ -35,29 +35,29 @@ class TensorWriter:
 
     @property
     def place(self) -> Any:
-        """Where in the file the value at hand is."""
+        """Place of the current value in the file."""
         return ".".join(self._place)
 
     def put(self, tensor: Any) -> Any:
-        """Take a tensor in, under the name of the place where it belongs."""
+        """Add a tensor under the name of the current place; return the name."""
         name = self.place
-        # Views would be written with all that they are views of.
+        # A copy: a view would be written with all of its storage.
         self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
     def at(self, name: Any) -> Any:
-        """Name a part of what is written, for the time of a block."""
+        """Return a context manager that appends ``name`` to the place."""
         return _Place(self._place, name)
 
 
 class TensorReader:
-    """Gives out the tensors of a file that is being read, each once, and says where a value is wrong.
+    """Gives out the tensors of a file that is being read, each once; errors say which value is wrong.
 
     Parameters
     ----------
     tensors : dict of str to torch.Tensor
     folder : Path
-        Of the file; nothing outside it is looked at.
+        Folder of the file; nothing outside it is read.
     """
 
     def __init__(self, tensors: dict, folder: os.PathLike) -> None:
@@ -77,11 +77,11 @@ class TensorReader:
         return self._tensors.pop(name)
 
     def at(self, name: Any) -> Any:
-        """Name a part of what is read, for the time of a block."""
+        """Return a context manager that appends ``name`` to the place."""
         return _Place(self._place, name)
 
     def wrong(self, what: Any) -> Any:
-        """Return the error that says what is wrong with the value at hand."""
+        """Return an error that says what is wrong with the current value."""
         return SavedFileError(f"the saved file is not valid: {'.'.join(self._place) or 'it'} {what}.")
 
 
@@ -94,4 +94,4 @@ class _Place:
 
     def __exit__(self, *error):
         if error[0] is None or not issubclass(error[0], SavedFileError):
-            self._stack.pop()  # else the place is that of the error
+            self._stack.pop()  # otherwise the place stays that of the error

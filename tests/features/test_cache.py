@@ -171,7 +171,7 @@ def test_dataset_items_and_what_read_gives_are_recognised(cache, encoded):
     assert sum(encoded) == 8  # both of length two are the same to the module
 
     opaque = types.SimpleNamespace(modality="tensor", read=lambda sample: object())
-    with pytest.raises(InputError, match=r"X\[1\]: .*content, which is unknown of object; .* or use cache=None"):
+    with pytest.raises(InputError, match=r"X\[1\]: .*content, which is unknown for object; .* or use cache=None"):
         sample_keys.sample_keys([torch.ones(1), "a"], opaque, "")
 
 
@@ -454,7 +454,7 @@ def test_a_damaged_file_is_begun_anew(tmp_path, rows, damage, where, caplog):
     assert cache.misses == misses
     assert len(FeatureCache(tmp_path)) == 40
     if damage in ("header", "everything") and where == "reopened":
-        assert "begun anew" in caplog.text
+        assert "a new one begun" in caplog.text
 
 
 def test_a_file_that_cannot_be_used_is_left_out(tmp_path, rows, monkeypatch, caplog):
@@ -463,7 +463,7 @@ def test_a_file_that_cannot_be_used_is_left_out(tmp_path, rows, monkeypatch, cap
     with caplog.at_level(logging.WARNING, "faast_sklearn"):
         out = features(Counting(), cache).fit_transform(rows)
     assert np.array_equal(out, features(Counting(), None).fit_transform(rows))
-    assert caplog.text.count("left out for a minute: full") == 1
+    assert caplog.text.count("skipped for a minute: full") == 1
     # Others do not wait for what this process could not give back.
     monkeypatch.undo()
     other = FeatureCache(tmp_path)

@@ -112,7 +112,7 @@ BAD_PAIRS = {
     "None among targets": (["a cat", "a"], ["dog", None], ["y[1] is None", "drop such samples"]),
     "nan among targets": (["a cat", "a"], ["dog", float("nan")], ["y[1] is nan"]),
     "labels for targets": (["a cat", "a"], [0, 1], ["y[0] is 0 (int)"]),
-    "half a character in a target": (["a cat", "a"], ["dog", "\udc80"], ["y[1] has half a character"]),
+    "unpaired surrogate in a target": (["a cat", "a"], ["dog", "\udc80"], ["y[1] has an unpaired surrogate"]),
     "fewer targets": (["a cat", "a"], ["dog"], ["X has 2 samples and y has 1"]),
     "more targets": (["a"], ["a", "b"], ["X has 1 samples and y has 2"]),
     "no targets": (["a cat"], [], ["y has 0 samples"]),

@@ -146,7 +146,7 @@ BAD_TEXTS = {
     "integers": (list(range(6)), InputError, ["X[0] is 0 (int)", "str(x)"]),
     "bytes": ([b"oak", *TEXTS[1:]], InputError, ["X[0]", "decode"]),
     "an array of bytes": (np.array(TEXTS, dtype="S"), InputError, ["X[0]", "x.decode('utf-8')"]),
-    "half a character": ([*TEXTS[:5], "oak \ud83c"], InputError, ["X[5]", "half a character", r"'\ud83c'", "4"]),
+    "unpaired surrogate": ([*TEXTS[:5], "oak \ud83c"], InputError, ["X[5]", "unpaired surrogate", r"'\ud83c'", "4"]),
     "lists of words": ([["oak", "elm"]] * 6, InputError, ["X[0] is ['oak', 'elm'] (list)"]),
     "dicts": ([{"text": "oak"}] * 6, InputError, ["X[0] is {'text': 'oak'} (dict)"]),
     "dates": (np.zeros(6, "M8[s]"), InputError, ["X[0]", "datetime64", "str(x)"]),

@@ -143,19 +143,19 @@ MOMENTS = f"{STATE}.moments"
 NESTED = json.loads("[" * 400 + "]" * 400)
 MADE_UP = {
     "another kind": (setting("kind", "Unpickler"), "'Unpickler', which is not an estimator"),
-    "a class": (setting("class", "os.system"), "'os.system', a class of somebody's own"),
+    "a class": (setting("class", "os.system"), "'os.system', a class outside this library"),
     "no state": (lambda m, t: m["estimator"].pop("state"), "not an estimator that this version knows"),
     "another state": (setting("state.device_", "cuda"), "attributes other than"),
     "no weights": (setting(STATE, {}), r"state\._problem is \[\], expected"),
     "a path": (setting("parameters.backbone", "hf:/etc"), "asks for a local folder or file"),
-    "a path that is not there": (setting("parameters.backbone", "hf:/nowhere/at/all"), "asks for a place on a machine"),
-    "a step up": (setting("parameters.backbone", "hf:../secret"), "asks for a place on a machine"),
-    "a step up inside": (setting("parameters.backbone", "hf:a/../../b"), "asks for a place on a machine"),
-    "a home": (setting("parameters.backbone", "hf:~/model"), "asks for a place on a machine"),
-    "a folder of timm": (setting("parameters.backbone", "timm:local-dir:model"), "asks for a place on a machine"),
-    "a share": (setting("parameters.backbone", r"hf:\\host\share"), "asks for a place on a machine"),
-    "no prefix": (setting("parameters.backbone", "model"), "asks for a place on a machine"),
-    "an address": (setting("parameters.backbone", "hf:https://host/x"), "asks for a place on a machine"),
+    "a path that is not there": (setting("parameters.backbone", "hf:/nowhere/at/all"), "asks for a path or address"),
+    "a step up": (setting("parameters.backbone", "hf:../secret"), "asks for a path or address"),
+    "a step up inside": (setting("parameters.backbone", "hf:a/../../b"), "asks for a path or address"),
+    "a home": (setting("parameters.backbone", "hf:~/model"), "asks for a path or address"),
+    "a folder of timm": (setting("parameters.backbone", "timm:local-dir:model"), "asks for a path or address"),
+    "a share": (setting("parameters.backbone", r"hf:\\host\share"), "asks for a path or address"),
+    "no prefix": (setting("parameters.backbone", "model"), "asks for a path or address"),
+    "an address": (setting("parameters.backbone", "hf:https://host/x"), "asks for a path or address"),
     "code": (
         setting("parameters.backbone", {"spec": "hf:a/b", "options": [["trust_remote_code", True]]}),
         "asks for a repository whose code would run",
@@ -166,15 +166,15 @@ MADE_UP = {
     ),
     "a file elsewhere": (
         setting("parameters.backbone", {"spec": "hf:a/b", "options": [["gguf_file", "../x.gguf"]]}),
-        "asks for a place on a machine, gguf_file=",
+        "asks for a path or address, gguf_file=",
     ),
     "an option that is none": (
         setting("parameters.backbone", {"spec": "timm:resnet18", "options": [["os.system", 1]]}),
-        "cannot be named here",
+        "is not known here",
     ),
     "weights elsewhere": (
         setting("parameters.backbone", {"stored": {"folder": "../x", "files": {}}, "spec": "hf", "options": []}),
-        "in a way that is not known",
+        "in an unknown way",
     ),
     "weights that are not there": (
         setting(
@@ -200,9 +200,9 @@ MADE_UP = {
     "no such tensor": (setting(f"{MOMENTS}.means", "elsewhere"), "names no tensor of the file: 'elsewhere'"),
     "a tensor twice": (
         setting(f"{MOMENTS}.means", "state._problem.solved.readout.coef"),
-        "names no tensor|tensors that belong nowhere",
+        "names no tensor|tensors that it does not use",
     ),
-    "a tensor too many": (lambda m, t: t.update(more=torch.ones(1)), "tensors that belong nowhere, .'more'"),
+    "a tensor too many": (lambda m, t: t.update(more=torch.ones(1)), "tensors that it does not use, .'more'"),
     "nan": (tensor("solved.readout.coef", with_value(np.nan)), r"readout\.coef has values that are not finite"),
     "infinity": (tensor("solved.solution.weights", with_value(np.inf)), "values that are not finite"),
     "a weight below zero": (tensor("moments.counts", with_value(-1.0)), "values below 0"),
@@ -212,7 +212,7 @@ MADE_UP = {
     ),
     "another shape": (tensor("solved.readout.coef", lambda t: t[:, :5]), "other numbers of features"),
     "another number of axes": (tensor("solved.readout.coef", torch.ravel), r"has shape \(100,\), expected 2 axes"),
-    "fewer rows": (tensor("moments.scatter.factors", lambda t: t[:-1]), "not those of its parts"),
+    "fewer rows": (tensor("moments.scatter.factors", lambda t: t[:-1]), "do not match the lengths of its parts"),
     "narrower rows": (tensor("moments.scatter.factors", lambda t: t[:, :-1]), "length 9, expected 10"),
     "a pickle instead of a step": (
         lambda m, t: (

@@ -19,14 +19,14 @@ __all__ = ["DirectoryStore"]
 
 _logger = logging.getLogger("faast_sklearn")
 
-_FILE = "features-1.sqlite"  # another layout gets another number, so that versions do not meet
-_PATIENCE = 30.0  # seconds to wait for another process's transaction of milliseconds
-_REST = 60.0  # seconds to do without a file that cannot be used
-# What a full disk or table of open files answers: it may pass, unlike a wrong path.
+_FILE = "features-1.sqlite"  # a new layout gets a new number, so that versions do not share a file
+_PATIENCE = 30.0  # seconds to wait for another process; its transactions take milliseconds
+_REST = 60.0  # seconds without the cache after its file could not be used
+# Errors of a full disk and of too many open files: they may pass, unlike a wrong path.
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE") if hasattr(errno, name)}
-_AT_ONCE = 500  # keys a statement; older versions of SQLite take 999 parameters
-_SLACK = 0.1  # share of the bound that is freed at a time
-_UNCHECKED = 0.01  # share of the bound that may be written between two looks at it
+_AT_ONCE = 500  # keys per statement; older versions of SQLite take 999 parameters
+_SLACK = 0.1  # share of max_bytes that is freed at a time
+_UNCHECKED = 0.01  # share of max_bytes that may be written between two checks of the total
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries(key BLOB PRIMARY KEY, id INTEGER, used INTEGER, size INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs(id INTEGER PRIMARY KEY, dtype TEXT, checksum INTEGER, data BLOB);
@@ -35,23 +35,23 @@ CREATE TABLE IF NOT EXISTS claims(key BLOB PRIMARY KEY, owner TEXT) WITHOUT ROWI
 _READ = "SELECT {} FROM entries JOIN blobs ON blobs.id = entries.id WHERE key IN ({})"
 
 _stores = weakref.WeakSet()
-_forking = []  # stores whose locks the thread that forks holds
+_forking = []  # stores whose locks the forking thread holds
 
 
 class DirectoryStore:
     """Rows in one SQLite file, with the methods of :class:`~faast_sklearn.features.cache.memory_store.MemoryStore`.
 
-    Each row is committed by itself, with a checksum. A damaged row is taken for absent and removed, a damaged file is
-    put aside and begun anew, both with a logged warning. If it cannot be used (the disk is full, another process holds
-    the file) features are computed and not stored for a minute.
+    Each row is committed by itself, with a checksum. A damaged row is removed, a damaged file is renamed and replaced
+    by an empty one, both with a logged warning. If the file cannot be used (the disk is full, another process locks
+    it), features are computed but not stored for a minute.
 
     Parameters
     ----------
     directory : str
-        Made if it does not exist, when it is first used.
+        Created on first use, if it does not exist.
     max_bytes : int
-        Most bytes of features; the file is about a tenth larger. Processes that write at the same time may together
-        exceed it by one hundredth each.
+        Maximum bytes of features; the file is about a tenth larger. Each process that writes at the same time may
+        exceed the maximum by one hundredth.
     """
 
     def __init__(self, directory: str, max_bytes: int) -> None:
@@ -62,11 +62,11 @@ class DirectoryStore:
         self._connection = None
         self._inode = None
         self._rests_until = 0.0
-        self._unchecked = max_bytes  # the first row looks at what was there before
+        self._unchecked = max_bytes  # so that the first row also checks the rows of earlier processes
         _stores.add(self)
 
     def get(self, keys: Any) -> Any:
-        """Return the rows that are there and whole, as a dict."""
+        """Return the stored, undamaged rows by key."""
         found = {}
         for start in range(0, len(keys), _AT_ONCE):
             found.update(self._run(_get, keys[start : start + _AT_ONCE], default={}))
@@ -75,11 +75,11 @@ class DirectoryStore:
         return found
 
     def claim(self, keys: Any) -> Any:
-        """Claim what is neither stored nor claimed by others; as in memory."""
+        """Claim the keys that are neither stored nor claimed by others, like ``MemoryStore``."""
         won, theirs = [], []
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
-            # Without a common file no work is shared.
+            # Without a usable file this process computes everything.
             new, others = self._run(_claim, part, self._owner, self.directory, default=(part, []))
             won += new
             theirs += others
@@ -98,12 +98,12 @@ class DirectoryStore:
                 self._run(_evict, self.max_bytes)
 
     def release(self, keys: Any) -> None:
-        """Give claims back that nothing was stored for."""
+        """Give back claims for which nothing was stored."""
         if not self._run(_release, keys, default=False):
-            forsake(self.directory)  # or others would wait for what never comes
+            forsake(self.directory)  # otherwise others would wait forever
 
     def clear(self) -> None:
-        """Forget all rows and give their disk space back."""
+        """Remove all rows and free their disk space."""
         self._run(_clear)
 
     def __len__(self):
@@ -111,14 +111,14 @@ class DirectoryStore:
 
     @property
     def n_bytes(self) -> Any:
-        """Bytes of features."""
+        """Bytes of stored features."""
         return self._run(_total, default=0)
 
     def _owner(self):
         return f"{process_owner(self.directory)}:{threading.get_ident()}"
 
     def _run(self, action, *args, default=None):
-        """Run an action on the open connection; on a new file if the present one is damaged."""
+        """Run an action on the open connection, or on a new file if the present one is damaged."""
         with self._lock:
             if time.monotonic() < self._rests_until:
                 return default
@@ -131,7 +131,7 @@ class DirectoryStore:
                     self._renew(error)
                 return action(self._open(), *args)
             except sqlite3.Error as error:
-                _logger.warning("the cache %s cannot be used and is left out for a minute: %s", self._path, error)
+                _logger.warning("the cache %s cannot be used and is skipped for a minute: %s", self._path, error)
                 self._rests_until = time.monotonic() + _REST
                 self._close()
                 return default
@@ -149,13 +149,13 @@ class DirectoryStore:
             if error.errno in _FULL:
                 raise sqlite3.OperationalError(error.strerror) from error
             raise InputError(
-                f"cache={str(self.directory)!r} cannot be written ({error.strerror or error}); name a directory that "
-                "can, or use cache='memory'."
+                f"cache={str(self.directory)!r} cannot be written ({error.strerror or error}); name a writable "
+                "directory, or use cache='memory'."
             ) from error
-        # Switching to a write-ahead log does not wait for others that do the same.
+        # A switch to a write-ahead log fails, without waiting, while another process does the same.
         with exclusively(self.directory / "setup.lock", _PATIENCE):
             self._inode = _inode(self._path)
-            # Threads take turns by this store's lock.
+            # This store's lock makes threads take turns.
             connection = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -174,12 +174,12 @@ class DirectoryStore:
             self._connection = None
 
     def _renew(self, error):
-        """Put a damaged file aside, once, however many processes find it damaged."""
+        """Rename a damaged file, only once if several processes find it damaged."""
         self._close()
         with exclusively(self.directory / "setup.lock", _PATIENCE):
             if _inode(self._path) != self._inode:
                 return  # another process was first
-            _logger.warning("the cache %s is damaged (%s); it is put aside and begun anew", self._path, error)
+            _logger.warning("the cache %s is damaged (%s); it is renamed and a new one begun", self._path, error)
             with contextlib.suppress(OSError):
                 os.replace(self._path, self._path.with_suffix(".damaged"))
             for suffix in ("-wal", "-shm"):
@@ -226,7 +226,7 @@ def _touch(connection, keys):
 
 
 def _claim(connection, keys, owner, directory):
-    owner = owner()  # its lock file is one more that a full disk may not hold
+    owner = owner()  # makes a lock file, for which the disk may be too full
     process = owner.partition(":")[0]
     won, theirs, gone = [], [], {}
     with _transaction(connection):
@@ -312,12 +312,12 @@ def _inode(path):
 
 
 def _is_damage(error):
-    # sqlite3 has codes only since Python 3.11.
+    # sqlite3 has error codes only since Python 3.11.
     return any(sign in str(error) for sign in ("malformed", "not a database", "no such table", "no such column"))
 
 
 def _before_fork():
-    """Close every connection: SQLite allows none to be open in both processes after a fork."""
+    """Close all connections: SQLite does not allow one to be open in both processes after a fork."""
     _forking.extend(_stores)
     for store in _forking:
         store._lock.acquire()

@@ -17,37 +17,37 @@ _GIB = 1 << 30
 class FeatureCache:
     """A bounded store of features by the content of samples, shared by estimators, clones, threads and processes.
 
-    Pass it, or for short ``"memory"`` or a directory, as ``cache`` of an estimator with a backbone. A feature is kept
-    under a digest of the sample's content and of everything that decides the feature: backbone, weights, code,
-    preprocessing, pooling, length, precision. So it is found again whatever the sample is called and wherever it
-    stands in X, and never for another backbone.
+    Pass it, or for short ``"memory"`` or a directory, as ``cache`` of an estimator with a backbone. Features are stored
+    under a digest of the sample's content and of everything that determines them: backbone, weights, code,
+    preprocessing, pooling, length, precision. So they are found again under any file name and at any
+    position in X, and never for another backbone.
 
     Parameters
     ----------
     directory : str or path-like, default=None
-        Where to keep features; made if it does not exist, when first used. On a local disk. None keeps them in memory.
+        Where to store features, on a local disk; created on first use, if it does not exist. None keeps them in memory.
     max_bytes : int, default=None
-        Most bytes of features, of which those go first that were not used for longest; by default 1 GiB in memory and
-        10 GiB in a directory.
+        Maximum bytes of features; the least recently used are dropped first. By default 1 GiB in memory and 10 GiB in
+        a directory.
 
     Attributes
     ----------
     directory : Path or None
     max_bytes : int
     hits, misses : int
-        Samples of this process that were found, and that had to be encoded here.
+        Samples that this process found in the cache, and samples that it had to encode.
 
     Raises
     ------
     ValueError
-        If ``max_bytes`` is no positive integer.
+        If ``max_bytes`` is not a positive integer.
 
     Notes
     -----
-    ``clone`` and ``deepcopy`` share it. Pickled, a directory's keeps its path and bound; one in memory arrives empty.
+    ``clone`` and ``deepcopy`` return the cache itself. A pickle holds the path and ``max_bytes``, but no features.
 
-    What two workers need at once, one of them encodes and the other waits for. What a killed process had stored stays
-    whole; what it was encoding others take over.
+    If two workers need the same features at once, one encodes them and the other waits. Features that a killed process
+    had stored stay valid; others take over those that it was encoding.
 
     Examples
     --------
@@ -80,11 +80,11 @@ class FeatureCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of features that are kept."""
+        """Bytes of stored features."""
         return self.store.n_bytes
 
     def clear(self) -> None:
-        """Forget all features."""
+        """Remove all features."""
         self.store.clear()
 
     def count(self, hits: Any = 0, misses: Any = 0) -> None:
@@ -118,7 +118,7 @@ class FeatureCache:
         return _directory_cache, (str(self.directory), self.max_bytes)
 
 
-_shared = {}  # what cache= names -> the one cache of this process
+_shared = {}  # value of cache= -> its one cache in this process
 _shared_lock = threading.Lock()
 
 
@@ -128,7 +128,7 @@ def as_cache(cache: Any) -> "FeatureCache | None":
     Parameters
     ----------
     cache : None, "memory", str, path-like or FeatureCache
-        ``"memory"`` is one for the whole process, a directory one for each process.
+        ``"memory"`` and each directory have one cache per process; processes share the files of a directory.
 
     Returns
     -------

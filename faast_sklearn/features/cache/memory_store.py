@@ -1,8 +1,8 @@
 """Where a cache keeps features: in this process, or in a directory that processes share.
 
-Both stores have the same methods. A row is ``(dtype name, bytes)``. Before features are computed their keys are
-*claimed*, so that no two threads or processes compute the same; storing a row ends its claim. Claims of an owner that
-is gone are anybody's.
+Both stores have the same methods. A row is ``(dtype name, bytes)``. Before features are computed, their keys are
+*claimed*, so that no two threads or processes compute the same ones. Storing a row ends its claim. Others may take
+over the claims of a process that has ended.
 """
 
 import os
@@ -14,12 +14,12 @@ __all__ = ["MemoryStore"]
 
 
 class MemoryStore:
-    """Rows in memory, least recently used ones going first.
+    """Rows in memory; the least recently used are dropped first.
 
     Parameters
     ----------
     max_bytes : int
-        Most bytes of features.
+        Maximum bytes of features.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -35,11 +35,11 @@ class MemoryStore:
 
     def _locked(self):
         if self._process != os.getpid():
-            self._begin()  # after a fork: whoever held the lock or a claim is not here
+            self._begin()  # after a fork: threads that held the lock or a claim do not exist here
         return self._lock
 
     def get(self, keys: Any) -> Any:
-        """Return the rows that are there, as a dict."""
+        """Return the stored rows by key."""
         with self._locked():
             found = {}
             for key in keys:
@@ -50,7 +50,7 @@ class MemoryStore:
             return found
 
     def claim(self, keys: list) -> tuple:
-        """Claim what is neither stored nor claimed by others.
+        """Claim the keys that are neither stored nor claimed by others.
 
         Parameters
         ----------
@@ -59,9 +59,9 @@ class MemoryStore:
         Returns
         -------
         won : list of bytes
-            To be computed, stored or released by the caller.
+            The caller must compute and store, or release, each.
         theirs : list of bytes
-            Being computed by another thread or process. The rest is stored.
+            Being computed by another thread or process. All other keys are stored.
         """
         me = threading.get_ident()
         won, theirs = [], []
@@ -69,7 +69,7 @@ class MemoryStore:
             for key in keys:
                 if key in self._rows:
                     continue
-                # A thread must not wait for itself.
+                # A thread gets its own claims again: it must not wait for itself.
                 if self._claims.setdefault(key, me) == me:
                     won.append(key)
                 else:
@@ -89,13 +89,13 @@ class MemoryStore:
                 self._n_bytes -= len(old)
 
     def release(self, keys: Any) -> None:
-        """Give claims back that nothing was stored for."""
+        """Give back claims for which nothing was stored."""
         with self._locked():
             for key in keys:
                 self._claims.pop(key, None)
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
         with self._locked():
             self._rows.clear()
             self._n_bytes = 0
@@ -106,6 +106,6 @@ class MemoryStore:
 
     @property
     def n_bytes(self) -> Any:
-        """Bytes of features."""
+        """Bytes of stored features."""
         with self._locked():
             return self._n_bytes

@@ -1,7 +1,7 @@
-"""Which processes are alive, told by locks that the operating system drops when their process ends.
+"""Which processes are alive, known from locks that the operating system drops when their process ends.
 
-The locks are those of SQLite on files of no bytes: they work on every platform, are not inherited by a fork (as those
-of ``flock`` are, which a child would keep alive for its dead parent), and need no timeouts.
+The locks are those of SQLite on empty files. They work on every platform, need no timeouts, and are not inherited by a
+fork; a lock of ``flock`` would be, and a child would keep that of its dead parent.
 """
 
 import atexit
@@ -17,21 +17,21 @@ from typing import Any
 
 __all__ = ["exclusively", "forsake", "is_alive", "process_owner"]
 
-_OLD = 3600.0  # seconds after which a lock file that nobody holds was surely not just made
+_OLD = 3600.0  # seconds after which a lock file that nobody holds cannot be one just created
 
 _held = {}  # directory -> (name, connection)
-_inherited = {}  # name -> (process id of a parent, connection), which a child may neither use nor close
+_inherited = {}  # name -> (process id of a parent, its connection, which a child may neither use nor close)
 _process = os.getpid()
 _lock = threading.Lock()
 
 
 def process_owner(directory: os.PathLike) -> str:
-    """Return this process's name in a directory, holding its lock there from the first call on.
+    """Return this process's name in a directory; the first call takes its lock there.
 
     Parameters
     ----------
     directory : Path
-        Exists.
+        Must exist.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def process_owner(directory: os.PathLike) -> str:
 
 
 def forsake(directory: os.PathLike) -> None:
-    """Give up this process's name in a directory: what it owns there may be claimed by others.
+    """Give up this process's name in a directory: others may take over its claims there.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def forsake(directory: os.PathLike) -> None:
 
 
 def is_alive(directory: os.PathLike, name: str) -> bool:
-    """Tell whether the process of that name still runs; the lock file of one that does not is removed.
+    """Tell whether the process of that name still runs; if not, remove its lock file.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def is_alive(directory: os.PathLike, name: str) -> bool:
         if _held.get(os.path.realpath(directory), (None,))[0] == name:
             return True
         if name in _inherited:
-            # SQLite remembers a parent's lock as this process's own.
+            # After a fork, SQLite takes a parent's lock for this process's own.
             try:
                 os.kill(_inherited[name][0], 0)
             except ProcessLookupError:
@@ -89,19 +89,19 @@ def is_alive(directory: os.PathLike, name: str) -> bool:
 
 @contextlib.contextmanager
 def exclusively(path: os.PathLike, timeout: float) -> Iterator[Any]:
-    """Run a body in one process at a time.
+    """Let only one process at a time run the body.
 
     Parameters
     ----------
     path : Path
-        Of a lock file, left behind.
+        Lock file, which is not removed.
     timeout : float
         Seconds to wait for another process.
 
     Raises
     ------
     sqlite3.OperationalError
-        If that was not enough.
+        If another process holds the lock for longer.
     """
     connection = _hold(path, timeout)
     try:
@@ -125,7 +125,7 @@ def _hold(path, timeout):
 
 
 def _is_held(path):
-    """Whether a process holds the lock of a file, which is removed otherwise."""
+    """Whether a process holds the lock of a file; if not, the file is removed."""
     try:
         connection = _hold(path, timeout=0.0)
     except sqlite3.OperationalError:

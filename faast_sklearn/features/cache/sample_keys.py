@@ -18,11 +18,11 @@ from faast_sklearn.inputs.samples import is_pil
 
 __all__ = ["backbone_fingerprint", "digest_of_rows", "sample_keys"]
 
-# Part of every key: raise it when features change although no backbone did, say with how images are resized.
+# Part of every key: raise the number when features change but no backbone does, as with a new way to resize.
 _FORMAT = "faast_sklearn features 1"
 _KEY_BYTES = 20
-_BLOCK = 512  # samples read and hashed at a time by a thread's share
-_ROW_BYTES = 8 << 20  # of a table, hashed at a time
+_BLOCK = 512  # samples that are read and hashed as one batch
+_ROW_BYTES = 8 << 20  # bytes of a table that are hashed at a time
 
 
 def backbone_fingerprint(backbone: Any, in_memory: bool) -> str:
@@ -46,8 +46,8 @@ def backbone_fingerprint(backbone: Any, in_memory: bool) -> str:
 def sample_keys(samples: Sequence, backbone: Any, fingerprint: str) -> list:
     """Return the key of each sample's features.
 
-    Texts, arrays, tensors, images, files and encoded images count by their content; a path by the bytes of its file.
-    Anything else is loaded as the backbone loads it, and counts by what that gives. Reading runs in a few threads.
+    The key of a text, array, tensor, image or encoded image depends on its content, that of a path on the bytes of its
+    file. Anything else is read by the backbone, and its key depends on the result. Several threads read.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def sample_keys(samples: Sequence, backbone: Any, fingerprint: str) -> list:
     Returns
     -------
     list of bytes
-        Equal where the backbone gives equal features for equal content.
+        Equal for equal content and fingerprint, and different otherwise.
 
     Raises
     ------
     InputError
-        If a sample cannot be read, or has a content that cannot be compared.
+        If a sample cannot be read, or its content is of an unknown type.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def sample_keys(samples: Sequence, backbone: Any, fingerprint: str) -> list:
 
 
 class _SampleHasher:
-    """Takes the place of a backbone in a Loader, for its threads and its errors that name the sample."""
+    """Takes the place of a backbone in a Loader, to use its threads and its errors, which name the sample."""
 
     def __init__(self, backbone, fingerprint):
         self.backbone = backbone
@@ -108,7 +108,7 @@ class _SampleHasher:
         return keys
 
     def _known(self, digest, sample):
-        """Feed the content of a sample if its type and the modality say what that is."""
+        """Hash a sample's content if its type and the modality say what that is; return whether they do."""
         if isinstance(sample, (np.ndarray, torch.Tensor)):
             if isinstance(sample, np.ndarray) and sample.dtype.hasobject:
                 return False
@@ -128,7 +128,7 @@ class _SampleHasher:
 
 
 def _update_image(digest, image):
-    """Feed a digest with all that reading uses of an image in memory."""
+    """Update a digest with everything that reading uses of an image in memory."""
     load_pixels(image)
     _update(digest, ("image", image.mode, says_its_scale(image), image.size, image.tobytes()))
     palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
@@ -136,7 +136,7 @@ def _update_image(digest, image):
 
 
 def _update(digest, item):
-    """Update a digest with content, in such a way that different contents or types give different bytes."""
+    """Update a digest with content, so that different contents or types give different bytes."""
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu()
         digest.update(f"tensor {item.dtype} {tuple(item.shape)}\0".encode())
@@ -163,7 +163,7 @@ def _update(digest, item):
         _update_image(digest, item)
     else:
         raise InputError(
-            f"a cache compares samples by content, which is unknown of {type(item).__name__}; let the backbone's "
+            f"a cache compares samples by content, which is unknown for {type(item).__name__}; let the backbone's "
             "read (or preprocess) return tensors, arrays or strings, or use cache=None."
         )
 
@@ -176,9 +176,9 @@ def digest_of_rows(X: Any, threads: int | None = None) -> str:
     Parameters
     ----------
     X : ndarray or torch.Tensor of shape (n, d)
-        A tensor on a device comes to the host block by block.
+        A tensor on a device is copied to the host block by block.
     threads : int, default=None
-        As many as there are cores by default.
+        By default one per core, but at most 8.
 
     Returns
     -------

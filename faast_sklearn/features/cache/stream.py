@@ -13,9 +13,9 @@ from faast_sklearn.features.loop import first_batch_size, in_running_order, stre
 __all__ = ["stream_cached"]
 
 _LOOKED_UP = 4096  # keys looked up at a time
-# Batches claimed at a time: two workers share the work at this grain, and a pass starts anew for each.
+# Batches claimed at a time: two workers share the work in such blocks, and each block is a new pass.
 _CLAIMED_BATCHES = 8
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1  # seconds between two looks at what others compute
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1  # seconds between two checks of what others compute
 
 
 def stream_cached(
@@ -23,8 +23,8 @@ def stream_cached(
 ) -> Iterator[Any]:
     """Yield features as :func:`~faast_sklearn.features.loop.stream_features` does, encoding only what the cache lacks.
 
-    What is there comes first, in large blocks. Equal samples are encoded once. What another thread or process is
-    encoding is waited for, after everything else.
+    Stored features come first, in large blocks. Equal samples are encoded once. Features that another thread or process
+    is encoding come last, after a wait.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def stream_cached(
     samples : sequence
     batch_size : int or "auto"
     report : Report
-        Samples that were found count as done.
+        Counts stored samples as done, too.
 
     Yields
     ------
@@ -104,7 +104,7 @@ class _CachedStream:
             others = claimed.keys() | set(theirs)
             stored = [key for key in keys if key not in others]
             found = yield from self.found(stored)
-            # What was there and is gone again, damaged or crowded out, nobody else will bring back.
+            # Nobody else will encode rows that were stored but are damaged or have been dropped since.
             yield from self._run([*won, *(key for key in stored if key not in found)], claimed)
         finally:
             if claimed:
@@ -151,7 +151,7 @@ class _CachedStream:
                 claimed.pop(key, None)
 
     def _spread(self, keys, features):
-        """Repeat the features of samples that stand in X more than once."""
+        """Repeat the features of samples that occur in X more than once."""
         positions = [self.where[key] for key in keys]
         counts = [len(each) for each in positions]
         indices = np.array([i for each in positions for i in each], dtype=np.int64)
@@ -161,7 +161,7 @@ class _CachedStream:
 
 
 def _on_host(features):
-    """Begin to copy features to the host; the result waits for it, and not for a batch that was queued since."""
+    """Start to copy features to the host; the returned function waits for that alone, not for batches queued later."""
     if features.device.type != "cuda":
         return features.cpu
     copy = torch.empty(features.shape, dtype=features.dtype, pin_memory=True).copy_(features, non_blocking=True)
