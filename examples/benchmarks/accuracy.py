@@ -68,6 +68,7 @@ def grey(images):
 def samples(args):
     """Yield name, backbone, samples, labels and number of test samples."""
     digits = load_digits()
+    yield "digits, pixels", None, digits.data.astype(np.float32), digits.target, 600
     yield "digits, EfficientNet", VISION, grey(digits.images / 16 * 255), digits.target, 600
     if args.photos:
         paths, labels = image_folder(args.photos)
@@ -93,6 +94,8 @@ def samples(args):
 
 def read(backbone, X, cache, views=1):
     """Return features with inner layers, and the name of the backbone that gives them again."""
+    if backbone is None:
+        return X, f"rows:maps-{X.shape[1]}"
     reader = BackboneFeatures(backbone, layers="auto", views=views, cache=cache, verbose=1)
     F = reader.fit_transform(X)
     kind = "maps" if reader._feature_maps else "tokens"
@@ -156,7 +159,7 @@ def main():
     parser.add_argument("--draws", type=int, default=6, help="draws up to 5 shots; half at 16, a third of it beyond")
     parser.add_argument("--output", help="append the tables to this Markdown file")
     parser.add_argument("--cache", help="a directory to keep features in, for another run")
-    parser.add_argument("--sets", type=int, help="only this many data sets; the first is digits")
+    parser.add_argument("--sets", type=int, help="only this many data sets; the first is pixels of digits")
     parser.add_argument("--views", action="store_true", help="also with two views of each image, in twice the time")
     args = parser.parse_args()
 

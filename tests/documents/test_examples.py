@@ -157,7 +157,7 @@ def test_accuracy_and_novelty_benchmarks_print_tables(tmp_path):
     columns = rows[0][1].split(" | ")
     for _, row in rows[1:]:
         cells = dict(zip(columns, row.split(" | "), strict=True))
-        assert float(cells["auto"].split(" / ")[0]) > float(cells["paper"].split(" / ")[0])
+        assert float(cells["default"].split(" / ")[0]) > float(cells["paper"].split(" / ")[0])
     out = start("benchmarks/novelty.py", "--sets", 1, "--draws", 1, cwd=tmp_path)
     areas = re.findall(r"^\| digits, pixels \| \w+ \| ([\d.]+) \| [\d.]+ \| ([\d.]+) \|$", out, flags=re.MULTILINE)
     assert len(areas) == 6

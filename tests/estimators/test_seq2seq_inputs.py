@@ -99,7 +99,7 @@ def test_before_fit_it_is_the_frozen_model_and_says_so():
     source, (X, y) = opened("llama"), pairs(6, 9)
     fresh = FaastSeq2Seq(source, max_new_tokens=3)
     frozen = FaastSeq2Seq(source, max_new_tokens=3, memory_weight=0).fit(X, y)
-    with pytest.warns(NotFittedWarning, match="frozen model; call fit"):
+    with pytest.warns(NotFittedWarning, match="the frozen model is used; call fit"):
         assert list(fresh.predict(X)) == list(frozen.predict(X))
     with pytest.warns(NotFittedWarning) as seen:
         assert fresh.perplexity(X, y) == frozen.perplexity(X, y)
