@@ -53,9 +53,9 @@ def draw():
         HEAD + 390,
         "faast_sklearn at a glance",
         "Above, what happens: a few labelled images or texts go once through a frozen model; sums of its features are "
-        "kept; one solve gives fast weights; these predict. Below, accuracy against examples per class, on ten kinds of "
-        f"photographs through EfficientNet-Lite0: at 64 examples {ours[at]} percent with FaastClassifier, {best[at]} "
-        f"with logistic regression, {probe[at]} with a linear probe, {paper[at]} with the paper's setting.",
+        "kept; one solve gives fast weights; these predict. Below, accuracy against examples per class, on ten kinds "
+        f"of photographs through EfficientNet-Lite0: at 64 examples {ours[at]} percent with FaastClassifier, "
+        f"{best[at]} with logistic regression, {probe[at]} with a linear probe, {paper[at]} with the paper's setting.",
     )
     gap = (WIDTH - 48 - STEP * len(STEPS)) / (len(STEPS) - 1)
     for i, ((first, second), colour) in enumerate(STEPS):
