@@ -1,4 +1,4 @@
-"""Features that come in blocks, the last layer's first, and how the blocks are scaled against each other."""
+"""Blocks of features, the last layer's first, and how they are scaled relative to each other."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,14 +13,14 @@ __all__ = ["Blocks"]
 
 @dataclass(frozen=True)
 class Blocks(Stateful):
-    """Widths of the last layer's features and of each statistic of inner layers after them.
+    """Widths of the blocks: the last layer's features, then each statistic of the inner layers.
 
     Parameters
     ----------
     widths : tuple of int
-        They sum to the number of features d; one alone where no inner layer is read.
+        Their sum is the number of features d; a single width if no inner layer is read.
     settled : bool, default=True
-        Whether inner layers count in full before there is evidence; those of transformers do not.
+        Whether inner layers count in full from the first example on; those of transformers do not.
 
     Examples
     --------
@@ -48,9 +48,9 @@ class Blocks(Stateful):
     def scales(self, moments: Any) -> torch.Tensor:
         """Return the factor of each feature, from the moments alone: a tensor of shape (d,).
 
-        All blocks get the mean variance of the last layer's. Inner ones are multiplied by ``√(n / (c + n))`` with n
-        rows beside one for each of c classes, unless they are settled: the last layer of a sentence encoder was
-        trained to compare two texts, its inner ones need examples to tell what counts.
+        All blocks get the mean variance of the last layer's. Unless settled, inner ones are also multiplied by
+        ``√(n / (c + n))`` with ``n = N − c``: the last layer of a sentence encoder was trained to compare two texts,
+        while inner layers need examples to show which features matter.
 
         Parameters
         ----------
