@@ -2,9 +2,9 @@
 
 The paper's vision classifier (Bao et al., arXiv 2605.04651, section 3) predicts ``y = (1 − r) x + r xW``, with
 ``r = N / (N0 + N)``, and compares y with the vector eₖ of each class by cosine. The length of y is common to all
-classes, so that the argmax is that of ``(1 − r) x·eₖ + r (xW)·eₖ``, linear in x: the zero-shot score and what was
-learnt, weighted. Where ridge weights are read out as a discriminant, its log-likelihoods take the place of
-``κ (xW)·eₖ``, with κ the model's factor between cosines and logits; the log-shares of the classes are added to both.
+classes, so that the argmax is that of ``(1 − r) x·eₖ + r (xW)·eₖ``, linear in x: a weighted sum of the zero-shot score
+and the learnt one. Where ridge weights are read out as a discriminant, its log-likelihoods replace ``κ (xW)·eₖ``, with
+κ the model's factor from cosines to logits; the log-shares of the classes are added to the mixture.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from faast_sklearn.readout.linear import LinearReadout, score_readout
 
 __all__ = ["choose_prior_strength", "mixed_readout", "prior_weight", "value_readout", "zero_shot_readout"]
 
-# Candidates of N0, and where it lies while there are too few examples to tell: five a class.
+# Candidates of N0, and its value per class while there are too few examples to choose.
 _STRENGTHS = np.logspace(-1, 5, 25)
 _A_CLASS = 5.0
 _TEMPERATURES = np.logspace(-1, 1, 17)
@@ -38,7 +38,7 @@ def prior_weight(n_samples: Any, strength: Any) -> Any:
 
 
 def zero_shot_readout(values: Any, n_features: int) -> "LinearReadout":
-    """Return the readout ``κ x·eₖ`` of unit rows x, for d features of which the values speak of the first m.
+    """Return the readout ``κ x·eₖ`` of unit rows x, for d features of which the values have the first m.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def value_readout(solution: Any, moments: Any, values: Any, seen: np.ndarray, in
     values : ClassValues
         Of all classes.
     seen : ndarray of int
-        Positions of the classes of ``moments`` among them.
+        Positions of the classes of ``moments`` among all classes.
     intercept : bool
 
     Returns
@@ -106,7 +106,7 @@ def mixed_readout(
     Returns
     -------
     LinearReadout
-        Calibrated as far as the left-out scores are known.
+        Calibrated if the left-out scores are known.
     """
     learned, log_prior = _for_all(learned, moments, seen, len(values.vectors), shares)
     mixed = _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength), log_prior)
@@ -117,9 +117,9 @@ def mixed_readout(
 def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any, shares: Any) -> float:
     """Return the N0 of the least expected log-loss of left-out rows.
 
-    Scores of left-out rows are taken as distributed about their class means with the tails of a t distribution, as
-    for the temperature in :mod:`faast_sklearn.readout`; what the zero-shot prediction says needs no leaving out.
-    With few rows the choice is drawn, in its logarithm, towards five examples a class.
+    Scores of left-out rows are modelled by a t distribution about their class means, as for the temperature in
+    ``faast_sklearn.readout.calibration``; the zero-shot prediction needs no leaving out.
+    With few rows the logarithm of the choice is shrunk towards that of five examples per class.
 
     Parameters
     ----------
@@ -142,9 +142,9 @@ def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any, sh
 
 
 def _for_all(learned, moments, seen, c, shares):
-    """Return what was learnt of all classes, without their log-shares, and these.
+    """Return the learnt readout for all classes, without their log-shares, and the log-shares.
 
-    Classes without examples get the mean score and log-share of the others: what was learnt is silent about them.
+    Classes without examples, about which nothing was learnt, get the mean score and log-share of the others.
     """
     log_prior = np.zeros(c)
     if shares:
@@ -174,7 +174,7 @@ class _Mixture:
         self.is_known = learned.left_out is not None
         if self.is_known:
             self._left_out = (1.0 - share) * learned.left_out
-        # Only what was learnt spreads wider out of sample than in sample.
+        # Only the learnt scores spread wider out of sample than in sample.
         self._inflation = learned.inflation
         self._outer = learned.inflation * self.coef
         if share:
@@ -198,6 +198,6 @@ class _Mixture:
         return (spread - self._log_prior[own] - _TEMPERATURES[:, None] * right) @ share
 
     def temperature(self):
-        """Return the temperature of the least expected loss, as far as left-out moments are believed."""
+        """Return the temperature of the least expected loss, as far as left-out moments are trusted."""
         best = _TEMPERATURES[int(np.argmin(self.losses()))]
         return (SLACK * best) ** trust_in_left_out(self.moments, self._inflation)
