@@ -1,6 +1,6 @@
 """Sufficient statistics of labelled rows: immutable, centred, float64, exact under ``+`` and ``−``.
 
-Everything that the solvers and readouts need follows from them; the examples themselves are gone.
+Everything that the solvers and readouts need follows from them; no example is kept.
 :mod:`faast_sklearn.moments.scatter` says how precision is kept.
 """
 
@@ -28,15 +28,15 @@ def _float64(X):
 
 
 def _like(X, values):
-    """Return float64 ``values`` as the kind of array that X is, where X is."""
+    """Return float64 ``values`` as the same kind of array as X, on its device."""
     return values if isinstance(X, np.ndarray) else torch.as_tensor(values, device=X.device)
 
 
 def _rough_mean(X, weight):
-    """Return roughly the mean of rows in float64; the rest is found later and subtracted exactly.
+    """Return an approximate mean of rows in float64; the remainder is computed later and subtracted exactly.
 
-    Unweighted, a thousand rows from all over X are enough to lose no digits. Weighted, one row may outweigh all
-    others, so that all are looked at, in the precision they have.
+    Without weights, a thousand rows spread over X are enough to lose no digits. With weights, one row may outweigh
+    all others, so all rows are used, in their own precision.
     """
     if weight is None:
         return _float64(X[:: max(1, len(X) // 1024)]).mean(0)
@@ -47,7 +47,7 @@ def _rough_mean(X, weight):
 
 
 def _centred(X, shift, scratch):
-    """Return ``X − shift`` in float64, in ``scratch`` if any: new pages cost as much as the subtraction."""
+    """Return ``X − shift`` in float64, in ``scratch`` if given: a new array costs as much as the subtraction."""
     if scratch is None:
         return _float64(X) - shift
     return np.subtract(X, shift, out=scratch[: len(X)])
@@ -60,19 +60,19 @@ def _sum_by_class(rows, codes, c):
         # A product with indicators is deterministic on a GPU, where adding by index is not.
         index = torch.as_tensor(codes, device=rows.device, dtype=torch.int64)
         return torch.nn.functional.one_hot(index, c).to(torch.float64).T @ rows
-    # Sparse, and not for its zeros: NumPy's product and SciPy's rank-k update bring a BLAS each, whose waiting threads
-    # take the cores from one another when they alternate.
+    # A sparse product uses no BLAS. NumPy and SciPy have one BLAS each; if NumPy's product alternated with SciPy's
+    # rank-k update, the waiting threads of one would take cores from the other.
     return scipy.sparse.csr_array((np.ones(n), codes, np.arange(n + 1)), shape=(n, c)).T @ rows
 
 
 def _mean_weights(codes, weight, counts):
-    """Return ``Σw² / Σw`` of each class, 0 without weight; no square leaves float64."""
+    """Return ``Σw² / Σw`` of each class, 0 without weight; no square is formed that could overflow."""
     shares = np.divide(weight, counts[codes], out=np.zeros(len(codes)), where=counts[codes] > 0)
     return np.bincount(codes, weights=weight * shares, minlength=len(counts))
 
 
 class _Kept:
-    """Results that were computed from some moments; threads that ask for one under way wait for it."""
+    """Results computed from some moments, each once; other threads wait meanwhile."""
 
     def __init__(self):
         self._made = {}
@@ -88,9 +88,8 @@ class _Kept:
 class ClassMoments(Stateful):
     """Scatter of the features together with weight, number of rows and mean of each class.
 
-    One row per class is all that any target code needs: with centred class sums ``S = diag(n)(M − μ)`` the
-    cross-moment of one-hot targets is ``Sᵀ`` and that of value vectors E is ``Sᵀ E``. A class that was never seen
-    before is a new row; the scatter does not change with it.
+    One row per class is enough for any coding of the targets: with centred class sums ``S = diag(n)(M − μ)`` the
+    cross-moment of one-hot targets is ``Sᵀ`` and that of value vectors E is ``Sᵀ E``. A new class is a new row.
 
     Statistics form a group: ``a + b`` is what one pass over the rows of both would have given, ``a − b`` forgets
     b, both exact up to float64 rounding. Classes are matched by label. Instances are immutable.
@@ -104,7 +103,7 @@ class ClassMoments(Stateful):
     rows : ndarray of shape (c,), int64
         Number of rows of each class with a positive weight.
     mean_weights : ndarray of shape (c,), float64
-        Mean weight of each class as its weight meets it, ``Σw² / Σw``: 1 where nothing was weighted.
+        Mean of the weights of each class, weighted by themselves, ``Σw² / Σw``: 1 without weights.
     means : torch.Tensor of shape (c, d), float64
         Weighted mean of each class.
     scatter : Scatter
@@ -158,7 +157,7 @@ class ClassMoments(Stateful):
 
     @classmethod
     def from_rows(cls, X: Any, y: Any, sample_weight: Any = None) -> "ClassMoments":
-        """Compute the moments of labelled rows, in one pass and bounded memory beside X.
+        """Compute the moments of labelled rows, in one pass and bounded additional memory.
 
         Parameters
         ----------
@@ -167,7 +166,7 @@ class ClassMoments(Stateful):
         y : ndarray of shape (n,)
             Labels.
         sample_weight : ndarray of shape (n,), optional
-            Non-negative; only ratios matter to what is solved, and 0 leaves a row out.
+            Non-negative. Only ratios affect the solve; a row of weight 0 is left out.
 
         Returns
         -------
@@ -199,8 +198,8 @@ class ClassMoments(Stateful):
         if sample_weight is not None:
             counts = np.bincount(codes, weights=sample_weight, minlength=c)
             mean_weights = np.maximum(_mean_weights(codes, sample_weight, counts), counts / np.maximum(rows, 1))
-        # From here on NumPy on the host (its element-wise operations start no threads, which matters for batches
-        # of a few rows) and torch elsewhere; the expressions are the same for both.
+        # From here on, arrays are NumPy's on the host (its element-wise operations start no threads, which matters
+        # for batches of a few rows) and torch's elsewhere; the expressions are the same for both.
         weight = None if sample_weight is None else _like(X, sample_weight)[:, None]
         shift = _rough_mean(X, weight)
         few = n <= PENDING_ROWS
@@ -221,12 +220,12 @@ class ClassMoments(Stateful):
         offset = sums.sum(0) / total
         mean = torch.as_tensor(shift + offset)
         if few:
-            # Stays a factor; its rows must be centred exactly, and there are few enough to touch twice.
+            # The rows stay a factor and must be centred exactly; they are few enough for a second pass.
             centred -= offset if weight is None else weight**0.5 * offset
-            # A single row lies at its own mean.
+            # A single row equals its mean.
             scatter = Scatter(total, mean, None, (torch.as_tensor(centred),) if n > 1 else ())
         else:
-            offset = torch.as_tensor(total**0.5 * offset)  # so that the product is symmetric to the bit
+            offset = torch.as_tensor(total**0.5 * offset)  # so that the product is exactly symmetric
             scatter = Scatter(total, mean, mirror(dense).addr_(offset, offset, alpha=-1))
         means = shift + sums / _like(X, np.where(counts > 0, counts, 1.0))[:, None]
         means = torch.as_tensor(means)
@@ -284,22 +283,22 @@ class ClassMoments(Stateful):
 
     @property
     def n_samples(self) -> float:
-        """N: the sum of ``sizes``; the number of rows where those of a class weigh the same, whatever they weigh."""
+        """N, the sum of ``sizes``: the number of rows if all rows of a class have the same weight."""
         return float(self.sizes.sum())
 
     @property
     def n_spare(self) -> float:
-        """Rows beside one for the mean of each class, ``N − c``."""
+        """``N − c``, the number of rows beyond one per class; at least 0."""
         return max(self.n_samples - len(self.classes), 0.0)
 
     @property
     def bessel(self) -> float:
-        """Bessel's correction of mean squares within classes, ``N / (N − c)``."""
+        """Bessel's correction of mean squares within classes, at most N: ``N / (N − c)`` for equal weights."""
         return 1.0 / max(1.0 - float((self.mean_weights / self.weight).sum()), 1.0 / max(self.n_samples, 1.0))
 
     @property
     def effective_size(self) -> float:
-        """Kish's effective size over all rows, ``(Σw)² / Σw²``, by which shares of classes are estimated."""
+        """Kish's effective size over all rows, ``(Σw)² / Σw²``, for estimating the shares of classes."""
         return float(self.weight / ((self.counts / self.weight) @ self.mean_weights)) if self.weight else 0.0
 
     @property
@@ -318,21 +317,21 @@ class ClassMoments(Stateful):
         return means * torch.as_tensor(self.counts, device=means.device)[:, None]
 
     def keep(self) -> "ClassMoments":
-        """Keep from now on what ``once`` makes, for moments that are solved again and again; return them."""
+        """Keep the results of ``once`` from now on, for moments that are solved repeatedly; return the moments."""
         self._kept = _Kept()
         return self
 
     @property
     def keeps(self) -> bool:
-        """Whether what is made of them is kept."""
+        """Whether results of ``once`` are kept."""
         return self._kept is not None
 
     def once(self, key: Any, make: Any) -> Any:
-        """Return ``make()``: made anew, or, after ``keep``, once for each key."""
+        """Return ``make()``, called every time, or after ``keep`` once for each key."""
         return make() if self._kept is None else self._kept.get(key, make)
 
     def nbytes(self) -> int:
-        """Return about how many bytes the moments take together with a decomposition."""
+        """Return the approximate size of the moments and one decomposition in bytes."""
         return 16 * min(self.n_features, self.n_rows) * self.n_features
 
     def to(self, device: Any) -> "ClassMoments":
@@ -369,14 +368,14 @@ class ClassMoments(Stateful):
         if not isinstance(other, ClassMoments):
             return NotImplemented
         a, b = self._aligned(other)
-        # A class stays while weight is left of it; where no row is, all of them have lost a part of theirs.
+        # A class stays as long as weight is left. If weight is left but no row, all rows have lost a part of theirs.
         left = a.counts - b.counts
         parts = (a.rows <= b.rows) & (left > 1e-9 * a.counts)
         rows = np.where(parts, a.rows, np.where(left > 1e-12 * a.counts, a.rows - b.rows, 0).clip(min=0))
         counts = np.where(rows > 0, left, 0.0)
         ratio = b.counts / np.where(counts > 0, counts, 1.0)
         mean_weights = a.mean_weights + (a.mean_weights - b.mean_weights) * ratio
-        # Of rows that have lost a part the squares do not tell how much each; taken is the same share.
+        # Sums of squares do not show how much each of these rows lost; the same share is assumed.
         mean_weights = np.where(parts, a.mean_weights * counts / np.where(parts, a.counts, 1.0), mean_weights)
         mean_weights = np.clip(mean_weights, counts / np.maximum(rows, 1), counts)
         means = a._means + (a._means - b._means) * torch.as_tensor(ratio, device=a._means.device)[:, None]
@@ -423,7 +422,7 @@ class ClassMoments(Stateful):
 
     @classmethod
     def _from_state(cls, classes, counts, rows, mean_weights, means, scatter):
-        require(scatter.n_features == means.shape[1], "class means and scatter have other numbers of features")
+        require(scatter.n_features == means.shape[1], "class means and scatter have different numbers of features")
         require(bool((mean_weights > 0).all()), "mean weights are not positive")
         return cls(classes, counts, rows, mean_weights, torch.from_numpy(np.array(means)), scatter)
 
@@ -432,7 +431,7 @@ class ClassMoments(Stateful):
 
 
 class _Outline:
-    """Width and labels of moments; ``+`` is the outline of both together."""
+    """Width and labels of moments; ``+`` gives those of the sum."""
 
     def __init__(self, n_features, classes):
         self.n_features, self.classes = n_features, classes

@@ -1,4 +1,4 @@
-"""Batches of labelled rows to moments, and the moments that were computed last."""
+"""Sums of the moments of batches of labelled rows, and the moments that were computed last."""
 
 import threading
 from collections import OrderedDict
@@ -19,7 +19,7 @@ def collect(batches: Any) -> "ClassMoments":
     Parameters
     ----------
     batches : generator of LabelledRows
-        At least one. It is closed, whatever happens.
+        At least one batch. The generator is always closed, also after an error.
 
     Returns
     -------
@@ -39,9 +39,9 @@ def collect_folds(batches: Any, fold_of: np.ndarray, n_folds: int) -> list:
     Parameters
     ----------
     batches : generator of LabelledRows
-        It is closed, whatever happens.
+        Always closed, also after an error.
     fold_of : ndarray of int, shape (n,)
-        By position of the row.
+        Fold of each row, by position.
     n_folds : int
 
     Returns
@@ -59,7 +59,7 @@ def collect_folds(batches: Any, fold_of: np.ndarray, n_folds: int) -> list:
 
 
 def refuse_overflow(moments: Any) -> None:
-    """Raise NonFiniteError if rows are finite but their squares are not; once a call, since it waits for the device."""
+    """Raise NonFiniteError if squares of finite rows overflow; once per call, since it waits for the device."""
     if not moments.scatter.trace() + moments.weight * float(moments.scatter.mean.square().sum()) < 1e300:
         raise NonFiniteError(
             "features (or weights) are so large that their squares overflow float64; divide them by a constant, "
@@ -68,10 +68,10 @@ def refuse_overflow(moments: Any) -> None:
 
 
 class _Recent:
-    """The moments that were computed last, within a bound of memory: a process-wide memory of this process only.
+    """The moments that were computed last in this process, within a limit of memory.
 
-    A search over ``alpha``, ``solver``, ``values`` or ``prior_strength`` fits the same rows again and again, once for
-    each candidate; with moments come the decompositions that earlier candidates have made of them.
+    A search over ``alpha``, ``solver``, ``values`` or ``prior_strength`` fits the same rows once for each candidate;
+    the moments keep the decompositions that earlier candidates made.
     """
 
     def __init__(self, max_bytes):
@@ -80,7 +80,7 @@ class _Recent:
         self._max_bytes = max_bytes
 
     def get(self, key, make):
-        """Return the moments of a key, or what ``make()`` returns."""
+        """Return the moments of a key, from ``make()`` if they are not there."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
@@ -94,5 +94,5 @@ class _Recent:
         return moments
 
 
-# Ten folds of 1,280 features, with their decompositions, take a quarter of it.
+# Ten folds of 1,280 features, with their decompositions, take a quarter of this limit.
 recent = _Recent(max_bytes=1 << 30)

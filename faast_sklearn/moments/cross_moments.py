@@ -1,4 +1,4 @@
-"""Sufficient statistics of keys and the vectors that they should be associated with, exact under ``+`` and ``−``."""
+"""Sufficient statistics of keys and their value vectors, exact under ``+`` and ``−``."""
 
 from typing import Any, ClassVar
 
@@ -15,9 +15,9 @@ __all__ = ["CrossMoments"]
 class CrossMoments(Stateful):
     """Scatter of keys together with their product with values, both about the origin.
 
-    What :class:`~faast_sklearn.moments.ClassMoments` is to labels, this is to value vectors that are as many as there
-    are rows: ``G = KᵀK`` and ``C = KᵀV`` are all that a linear map from keys to values needs, and ``tr VᵀV`` adds its
-    residual. Instances are immutable and form a group.
+    The counterpart of :class:`~faast_sklearn.moments.ClassMoments` with a value vector for each row instead of a label:
+    ``G = KᵀK`` and ``C = KᵀV`` determine the linear map from keys to values, and with ``tr VᵀV`` its residual.
+    Instances are immutable and form a group.
 
     Parameters
     ----------
@@ -55,12 +55,12 @@ class CrossMoments(Stateful):
 
     @classmethod
     def from_rows(cls, K: Any, V: Any) -> Any:
-        """Compute the moments of keys K, of shape (n, d), and values V, of shape (n, m), where they are.
+        """Compute the moments of keys K, of shape (n, d), and values V, of shape (n, m), on their device.
 
         Raises
         ------
         ValueError
-            If there are not as many values as keys.
+            If the numbers of keys and values differ.
         """
         if len(K) != len(V):
             raise ValueError(f"{len(K)} keys and {len(V)} values; each key needs one value.")
@@ -69,7 +69,7 @@ class CrossMoments(Stateful):
 
     @classmethod
     def _from_state(cls, keys, cross, power):
-        require(keys.n_features == len(cross), "keys and their product with values have other numbers of features")
+        require(keys.n_features == len(cross), "keys and their product with values have different numbers of features")
         return cls(keys, cross, power)
 
     @property

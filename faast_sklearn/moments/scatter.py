@@ -1,4 +1,4 @@
-"""Weight, mean and second moment of rows: what is known of features without their labels.
+"""Weight, mean and second moment of rows: the statistics of features without labels.
 
 How precision is kept. Rows are converted to float64 and centred before they are multiplied; sets of rows are merged
 by the pairwise update of Chan, Golub and LeVeque (1983). A product of two float32 (or narrower) numbers is exact in
@@ -27,7 +27,7 @@ PENDING_ROWS = 2048
 
 
 def host(X: Any) -> Any:
-    """Return a CPU tensor as the NumPy array that shares its memory, anything else as it is."""
+    """Return a CPU tensor as a NumPy array on the same memory (bfloat16 as a float32 copy), anything else as it is."""
     if isinstance(X, np.ndarray) or X.device.type != "cpu":
         return X
     return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
@@ -36,11 +36,11 @@ def host(X: Any) -> Any:
 def add_crossproduct(total: Any, rows: Any) -> None:
     """Add ``rowsᵀ rows`` to the part of ``total`` on and below its diagonal, in place.
 
-    Work is half of a general product's on the host, where BLAS has a symmetric rank-k update, and five eighths
-    elsewhere, where column panels are multiplied with the columns up to their own end.
+    This takes half the work of a general product on the host, where BLAS has a symmetric rank-k update, and five
+    eighths elsewhere, where each panel of columns is multiplied only with the columns up to its end.
     """
     if isinstance(rows, np.ndarray):
-        # Fortran order is what BLAS takes without a copy; transposed, its upper triangle is our lower one.
+        # BLAS takes Fortran order without a copy; transposed, its upper triangle is our lower one.
         scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=total.numpy().T, overwrite_c=1)
         return
     edges = [len(total) * i // 4 for i in range(5)]
@@ -106,7 +106,7 @@ class Scatter(Stateful):
         mean = rows.mean(0)
         centred = rows - mean
         if n <= PENDING_ROWS:
-            # A single row lies at its own mean.
+            # A single row equals its mean.
             return cls(n, mean, None, (centred,) if n > 1 else ())
         dense = torch.zeros((d, d), dtype=torch.float64, device=rows.device)
         add_crossproduct(dense, host(centred))
@@ -124,12 +124,12 @@ class Scatter(Stateful):
 
     @property
     def is_small(self) -> bool:
-        """Whether T is known by fewer factor rows than it has features, so that the rows' side is the smaller one."""
+        """Whether T has fewer factor rows than features and nothing else, so that their Gram matrix is the smaller."""
         return self._dense is None and self._n_pending < self.n_features
 
     @property
     def is_factored(self) -> bool:
-        """Whether all of T is factor rows, however many."""
+        """Whether T consists of factor rows alone, however many."""
         return self._dense is None
 
     @property
@@ -137,7 +137,7 @@ class Scatter(Stateful):
         return sum(len(f) for f in self._factors)
 
     def factor_rows(self) -> torch.Tensor:
-        """Return the factor rows that are not yet squared, of shape (r, d); all of T where ``is_small``."""
+        """Return the factor rows that are not yet squared, of shape (r, d); all of T if ``is_factored``."""
         if not self._factors:
             return self.mean.new_zeros((0, self.n_features))
         if len(self._factors) == 1:
@@ -156,7 +156,7 @@ class Scatter(Stateful):
         return total
 
     def variances(self) -> torch.Tensor:
-        """Return the diagonal of T, of shape (d,): the centred sums of squares of each feature."""
+        """Return the diagonal of T, of shape (d,): the centred sum of squares of each feature."""
         total = torch.zeros_like(self.mean) if self._dense is None else self._dense.diagonal().clone()
         for rows in self._factors:
             total += rows.square().sum(0)
@@ -175,7 +175,7 @@ class Scatter(Stateful):
         return total if self._dense is None else total + W.T @ (self._dense @ W)
 
     def squares(self, W: Any) -> torch.Tensor:
-        """Return the diagonal of ``Wᵀ T W`` for W of shape (d, m): what each column spreads; O(d m (r + d))."""
+        """Return the diagonal of ``Wᵀ T W`` for W of shape (d, m), the spread along each column: O(d m (r + d))."""
         total = (self.factor_rows() @ W).square().sum(0)
         return total if self._dense is None else total + (W * (self._dense @ W)).sum(0)
 
@@ -195,7 +195,7 @@ class Scatter(Stateful):
         return Scatter(self.weight, self.mean * factors, dense, [f * factors for f in self._factors])
 
     def significant(self) -> "Scatter":
-        """Return the scatter with features that vary by rounding alone (4 units of their mean) set to constant."""
+        """Return the scatter with features whose spread is rounding, ``4 · 2**-53`` of their mean, set to constant."""
         variances = self.variances()
         noise = self.weight * (2.0**-51 * self.mean).square()
         clear = (variances > 0) & (variances <= noise)
@@ -267,9 +267,9 @@ class Scatter(Stateful):
         )
 
     def summed(self, ranks: Any) -> "Scatter":
-        """Return the sum of all ranks' scatters, the same to the bit on each.
+        """Return the sum of all ranks' scatters, bit for bit the same on each.
 
-        About the mean of all: each rank adds how far its own mean is from that, as Chan's update does.
+        It is about the common mean: each rank adds the distance of its own mean from it, as Chan's update does.
 
         Parameters
         ----------
@@ -290,5 +290,5 @@ class Scatter(Stateful):
         dense = self.matrix()
         if self.weight:
             dense += torch.outer(between, between)
-        # Two entries across the diagonal may have been added up in another order.
+        # Mirrored entries may have been added up in different orders.
         return Scatter(weight, mean, mirror(ranks.sum(dense)))

@@ -1,8 +1,8 @@
 """One temperature for the scores of classes, from left-out moments: probabilities without a validation set.
 
-The scores of rows that were not learnt are taken as distributed about a left-out mean of each class, with the tails of
-a t distribution and a covariance that all classes share. The temperature minimises their expected log-loss. With few
-rows neither mean nor covariance is worth much, and the result leans on a prior.
+The scores of rows that were not learnt are modelled by a t distribution about a left-out mean of each class, with a
+covariance that all classes share. The temperature minimises their expected log-loss. With few rows neither mean nor
+covariance is reliable, and the result relies on a prior.
 """
 
 from typing import Any
@@ -15,80 +15,80 @@ __all__ = ["SLACK", "draw_scores", "log_shares", "temperature", "trust_in_left_o
 
 # Draws that stand for the distribution of left-out scores; fixed, so that results repeat.
 _N_DRAWS = 2000
-# Rows of no class in particular that are added to each: with few rows shares are less unequal than they look, and
-# with many they are as they are (Laplace's rule of succession).
+# Rows that are added to each class (Laplace's rule of succession), since with few rows the true shares are less unequal
+# than the observed ones.
 _PRIOR_ROWS = 1.0
-# Tails of the class-conditional scores, and a factor on the temperature for what they leave out: classes are mixtures.
-# How they and the numbers below were chosen, on which data, and what they are worth on others: docs/accuracy.md.
+# Degrees of freedom of the scores of a class, and a factor on the temperature for what this misses: classes are
+# mixtures. docs/accuracy.md says on which data these and the numbers below were chosen, and how they do on others.
 _TAIL_DF = 6.0
 SLACK = 0.68
-# Rows, beyond those that the fit has used up, for each class at which left-out moments are believed by half.
+# Rows per class, beyond those that the fit uses up, at which left-out moments and the prior have equal weight.
 _HALF_TRUST = 1.5
-# Errors that are expected beside those that the statistics foretell, of all N rows: where none is foretold, as between
-# classes that are all but separated, it alone keeps the temperature finite.
+# Errors in N + 2 rows that are expected besides those that the statistics predict: between classes that are all but
+# separated, only they keep the temperature finite.
 _UNFORESEEN = 0.02
-# With few rows the margin of class means at the right temperature is about 4.5 + log c, in sample, over all data tried.
+# With few rows, the in-sample margin of class means at the best temperature is about 4.5 + log c on all data tried.
 _MARGIN = 4.5
-# How far, in log τ, left-out moments may pull up, since no moments foretell outliers, and, times 1 / (1 − trust), down:
-# few rows that foretell no margin at all say little.
+# How far left-out moments may raise log τ, since no moments predict outliers, and lower it, times 1 / (1 − trust),
+# since few rows that predict no margin at all say little.
 _MOST_UP, _MOST_DOWN = 1.5, 1.0
 # Grid of log τ.
 _TAU_STEP = 1 / 64
 
 
 def log_shares(moments: Any) -> Any:
-    """Return the logarithms of the shares of the classes, as far as their rows are enough to tell, of shape (c,)."""
+    """Return the logarithms of the shares of the classes by Laplace's rule, of shape (c,)."""
     rows = moments.effective_size
     shares = moments.counts / moments.weight * rows + _PRIOR_ROWS
     return np.log(shares) - np.log(rows + _PRIOR_ROWS * len(shares))
 
 
 def trust_in_left_out(moments: Any, inflation: float) -> Any:
-    """Return how far left-out moments are believed: 0 with one row per class, near 1 with many.
+    """Return how far left-out moments are trusted: 0 with one row per class, near 1 with many.
 
     Parameters
     ----------
     moments : ClassMoments
     inflation : float
-        ``1 / (1 − h)`` at the mean leverage h: a fit that goes through its rows says nothing of others.
+        ``1 / (1 − h)`` at the mean leverage h: a fit that goes through its rows says nothing about others.
     """
     spare = moments.n_spare / inflation
     return spare / (spare + _HALF_TRUST * len(moments.classes))
 
 
 def draw_scores(means: np.ndarray, covariance: np.ndarray, sizes: np.ndarray, seen: np.ndarray | None = None) -> tuple:
-    """Draw scores of left-out rows of each class in turn, always the same, whatever the classes are called.
+    """Draw scores of left-out rows of each class in turn; the draws are fixed, whatever the names of the classes.
 
     Parameters
     ----------
     means : ndarray of shape (k, c)
-        Of the scores of rows of k classes.
+        Mean scores of the rows of k classes.
     covariance : ndarray of shape (c, c)
-        Of scores about them.
+        Of the scores about these means.
     sizes : ndarray of shape (k,)
         Of these classes.
     seen : ndarray of int, shape (k,), optional
-        Their columns; all by default.
+        Columns of these classes; all by default.
 
     Returns
     -------
     scores : ndarray of shape (n, c)
-        With the tails of a t distribution.
+        From a t distribution.
     classes : ndarray of int, shape (n,)
-        Rows of ``means``.
+        Their rows of ``means``.
     """
     k, c = means.shape
     seen = np.arange(c) if seen is None else seen
     rows, columns = _order(means, sizes, seen)
     values, vectors = np.linalg.eigh(covariance)
-    # The symmetric root is one and the same whatever signs and rotations the eigenvectors come in.
+    # The symmetric root does not depend on signs and rotations of the eigenvectors.
     root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
     rng = np.random.default_rng(0)
     n = max(_N_DRAWS, k)
     classes = np.arange(n) % k
     radius = np.sqrt((_TAIL_DF - 2.0) / rng.chisquare(_TAIL_DF, n))
     noise = rng.standard_normal((n, c)) * radius[:, None]
-    # The last class has the draws of the first, mirrored, so that two classes may change places.
+    # The last class has the draws of the first, mirrored, so that two classes can be swapped.
     mirror = np.arange(n) - classes + (k - 1 - classes)
     late = np.flatnonzero((classes > k - 1 - classes) & (mirror < n))
     noise[late] = noise[mirror[late], ::-1]
@@ -98,7 +98,7 @@ def draw_scores(means: np.ndarray, covariance: np.ndarray, sizes: np.ndarray, se
 
 
 def _order(means, sizes, seen):
-    """Return classes and columns in an order that follows from the statistics, and not from rounding where they tie."""
+    """Return classes and columns in an order that depends on the statistics alone, not on rounding in ties."""
     own = means[np.arange(len(seen)), seen]
     scale = np.abs(means).max(initial=0.0) or 1.0
     rows = np.lexsort((np.round(own / scale, 9), np.round(sizes / sizes.max(), 9)))
@@ -115,12 +115,12 @@ def temperature(
     Parameters
     ----------
     means : ndarray of shape (c, c)
-        Of the scores of left-out rows of each class.
+        Mean scores of left-out rows of each class.
     covariance : ndarray of shape (c, c)
-        Of left-out scores about them.
+        Of left-out scores about these means.
     fitted : ndarray of shape (c, c)
-        Of the learnt rows of each class. As far as left-out moments are not believed, a prior has the margin by which
-        the own class leads the average of the others at ``4.5 + log c`` times the temperature.
+        Mean scores of learnt rows of each class. The prior is the τ at which the own class leads the average of the
+        others by ``4.5 + log c``; it counts as far as left-out moments are not trusted.
     log_prior : ndarray of shape (c,)
     moments : ClassMoments
     inflation : float
@@ -148,7 +148,7 @@ def temperature(
 
 def _least_loss(scores, classes, prior, trust, log_prior, moments):
     """Return log (τ / prior) of the least expected loss of drawn scores, within bounds."""
-    share = moments.sizes[classes]  # evidence, which weights may be far from
+    share = moments.sizes[classes]  # by effective size, from which weights may differ much
     own = scores[np.arange(len(scores)), classes]
     doubt = _UNFORESEEN / (moments.n_samples + 2.0)
     right = (1.0 - doubt) * own + doubt * (scores.sum(1) - own) / (scores.shape[1] - 1)
@@ -158,8 +158,8 @@ def _least_loss(scores, classes, prior, trust, log_prior, moments):
         return share @ (np.einsum("ik,ik->i", chosen, scores) - right)
 
     # The loss is convex in τ, so its slope rises and has one root. Where the classes are all but separated, the spread
-    # within them is a difference of nearly equal numbers and its last digits depend on the split of the data; a grid
-    # finer than the draws are certain does not.
+    # within them is a difference of nearly equal numbers and its last digits depend on the split of the data; rounding
+    # to a grid finer than the uncertainty of the draws removes this.
     low, high = -min(_MOST_DOWN / (1.0 - trust), 10.0), _MOST_UP
     if slope(low) >= 0:
         found = low
@@ -171,9 +171,9 @@ def _least_loss(scores, classes, prior, trust, log_prior, moments):
 
 
 def _needed(means, log_prior):
-    """Return the τ at which the mean of each class is predicted as its own; 0 where none does it.
+    """Return the least τ at which the mean of each class is predicted as that class; 0 where there is none.
 
-    The slack leaves the mean of a rare class to it: one row beside 100,000 has a long way to go against its share.
+    It keeps the slack from losing rare classes: against its share, one row beside 100,000 needs a large τ.
     """
     gaps = np.diagonal(means)[:, None] - means
     off = ~np.eye(len(means), dtype=bool)

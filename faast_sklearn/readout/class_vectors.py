@@ -1,4 +1,4 @@
-"""What classes are associated with: vectors of their own instead of one-hot codes."""
+"""Value vectors of the classes, in place of one-hot codes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ __all__ = ["ClassValues", "check_values", "class_values"]
 
 # The paper's prompt, for models that were trained on captions; text encoders read the name as it is.
 _CAPTION = "A photo of a {label}."
-# Between cosines and logits, where a model brings no scale of its own. Over captions and sentences told apart by
+# Factor from cosines to logits for models without a scale of their own. For captions and sentences classified by
 # their MiniLM similarity to class names, the log-loss is least between 5 and 20.
 _LOGIT_SCALE = 10.0
 
@@ -42,7 +42,7 @@ class ClassValues(Stateful):
 
 
 def check_values(values: Any) -> None:
-    """Raise ValueError unless ``values`` is of a kind that :func:`class_values` takes."""
+    """Raise ValueError unless ``values`` is "onehot" or of a type that :func:`class_values` takes."""
     named = isinstance(values, str) and values in ("onehot", "text")
     if not (
         named or isinstance(values, Mapping) or (hasattr(values, "__array__") or isinstance(values, (list, tuple)))
@@ -59,12 +59,12 @@ def class_values(values: Any, classes: np.ndarray, backbone: Any = None) -> "Cla
     ----------
     values : {"text"}, array-like of shape (c, m), or dict
         "text": the backbone embeds each label. An array has one row for each of the sorted ``classes``. A dict maps
-        labels to vectors, or to texts that stand for them: a string stands for the label, a list of strings for
-        whole prompts, whose embeddings are averaged.
+        labels to vectors or to texts: a string is embedded in place of the label; a list of strings holds whole
+        prompts, whose embeddings are averaged.
     classes : ndarray of shape (c,)
         Sorted labels.
     backbone : Backbone, optional
-        With an ``embed_text``, for texts.
+        With a method ``embed_text``; needed for texts.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def _of_texts(texts, backbone):
 
 
 def _embed(backbone, texts):
-    """Return the embedding of each text; once an opened backbone, which searches ask again and again."""
+    """Return the embedding of each text; an open backbone embeds each once, since searches ask repeatedly."""
     known = remembered(backbone, "vectors of texts", dict)
     new = [text for text in dict.fromkeys(texts) if text not in known]
     if new:

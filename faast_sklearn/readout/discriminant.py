@@ -1,7 +1,7 @@
-"""Linear discriminants from ridge scores, in the space of the classes alone, right for classes of unequal size.
+"""Linear discriminants from mean ridge scores alone, for classes of equal or unequal size.
 
-The ridge weights of centred one-hot labels hold the inverse of the spread within classes (Woodbury), so that class
-means, and how far each of them is noise, can be compared in its metric by c×c matrices: of one problem or of many.
+The ridge weights of centred one-hot labels hold the inverse of the scatter within classes (Woodbury). So c×c matrices
+are enough to compare class means and their noise in its metric, for one problem or many.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from faast_sklearn.solvers.gcv import residual_share
 
 __all__ = ["Between", "Directions", "discriminant_mixing"]
 
-# Share of the spread of the class means that is taken for signal where the estimate says there is less.
+# Least share of the spread of the class means that counts as signal.
 _LEAST_SIGNAL = 0.1
-# A leverage of one would leave nothing out of sample.
+# Least value of ``1 − leverage``, by which spreads are divided.
 _LEAST_SHARE = 0.01
 
 
@@ -34,7 +34,7 @@ def discriminant_mixing(fitted: np.ndarray, counts: np.ndarray, sizes: np.ndarra
     Returns
     -------
     mixing : ndarray of shape (..., c, c)
-        ``W @ mixing`` holds the ``Σ⁻¹âₖ`` of :func:`~faast_sklearn.readout.discriminant_readout` as columns, up to a
+        ``W @ mixing`` has the columns ``bₖ gₖ Σ⁻¹aₖ`` of :func:`~faast_sklearn.readout.discriminant_readout`, up to a
         factor that equal classes share.
     offset : ndarray of shape (..., c)
         The scores are ``(x − m)ᵀ W @ mixing + offset``, up to the temperature and the log-shares. Costs O(c³).
@@ -45,14 +45,14 @@ def discriminant_mixing(fitted: np.ndarray, counts: np.ndarray, sizes: np.ndarra
 
 @dataclass(frozen=True)
 class Directions:
-    """Discriminant scores ``(x − m)ᵀ W @ mixing + offset``, and what is too good about those of learnt rows.
+    """Discriminant scores ``(x − m)ᵀ W @ mixing + offset``, and how much better they are for learnt rows.
 
     Parameters
     ----------
     mixing : ndarray of shape (..., c, c)
     offset : ndarray of shape (..., c)
     optimism : ndarray of shape (..., c, c)
-        Mean scores of the rows of each class less those of rows that were not learnt.
+        Mean scores of the learnt rows of each class minus those of rows that were not learnt.
     """
 
     mixing: np.ndarray
@@ -61,7 +61,7 @@ class Directions:
 
 
 class Between:
-    """How the classes of one or many problems lie to one another, in the metric of the spread within them.
+    """The scatter between the classes of one or many problems, in the metric of the scatter within them.
 
     Parameters
     ----------
@@ -82,18 +82,18 @@ class Between:
         self._doubted = self._doubt * (values / kept).sum(-1)
 
     def leverage(self, df: float, total: np.ndarray, n_spare: float, n_rows: float) -> float:
-        """Return the mean leverage of a row in the spread within classes, ``tr S(S + λ)⁻¹`` for each spare row.
+        """Return the mean leverage of a row in the scatter within classes, ``tr S(S + λ)⁻¹`` per row beyond c.
 
         Parameters
         ----------
         df : float
-            ``tr T(T + λ)⁻¹``, of the solve.
+            ``tr T(T + λ)⁻¹``, from the solve.
         total : ndarray of shape (c, c)
             ``Wᵀ T W``.
         n_spare : float
-            Rows beside one for the mean of each class, as they count.
+            ``N − c``.
         n_rows : float
-            The same, as they are.
+            ``n − c``, with n the number of rows.
 
         Returns
         -------
@@ -105,7 +105,7 @@ class Between:
         return 1.0 - residual_share(within, max(n_spare, 1.0), max(n_rows, 1.0), least=_LEAST_SHARE)
 
     def directions(self, sizes: np.ndarray, noise: np.ndarray) -> "Directions":
-        """Draw class means together as far as they are noise.
+        """Shrink class means towards each other as far as they are noise.
 
         Parameters
         ----------
@@ -130,10 +130,10 @@ class Between:
         shrunk, expected = _shrunk_norms(norms, variance * (1.0 - share), sizes)
         scale = drawn * np.sqrt(np.divide(shrunk, norms, out=np.ones_like(norms), where=norms > 0))
         mixing = (mixing - mixing @ share[..., None]) * scale[..., None, :]
-        # Half the squared norm; of its deviation from what is expected bₖ once, which is what equal classes have.
+        # Half the squared norm: bₖ² times what is expected, but bₖ times the deviation from it, as with equal classes.
         offset = -0.5 * drawn * (shrunk - (1.0 - drawn) * expected)
         offset -= (share[..., None, :] @ self.fitted @ mixing)[..., 0, :]
-        # Rows of class k go with the noise of their own mean; what m₀ has of it is in all scores.
+        # Scores of learnt rows of class k contain the noise of their own mean; the part of it in m₀ is in all scores.
         own = np.eye(len(sizes)) - share[..., None]
         return Directions(mixing, offset, noise[:, None] * own * scale[..., None, :])
 
@@ -143,7 +143,7 @@ def _symmetric(matrix):
 
 
 def _squared_norms(gram, share):
-    """Return ``(mₖ − m₀)ᵀΣ⁻¹(mₖ − m₀)`` for m₀ the mean of the means by ``share``, from their products."""
+    """Return ``(mₖ − m₀)ᵀΣ⁻¹(mₖ − m₀)`` from the products of the means; m₀ is their mean weighted by ``share``."""
     along = (gram @ share[..., None])[..., 0]
     around = (share * along).sum(-1, keepdims=True)
     return np.maximum(np.diagonal(gram, axis1=-2, axis2=-1) - 2.0 * along + around, 0.0)
@@ -152,7 +152,7 @@ def _squared_norms(gram, share):
 def _signal(gram, sizes, noise):
     """Return the expected squared distance of the true class means from their mean, s, of shape (..., 1).
 
-    By the moments of DerSimonian and Laird (1986): what the sample means are apart, less what noise would put them.
+    By DerSimonian and Laird (1986): the squared spread of the sample means minus the part due to noise.
     """
     share = sizes / sizes.sum()
     spread = _squared_norms(gram, share) @ sizes
@@ -162,7 +162,7 @@ def _signal(gram, sizes, noise):
 
 
 def _shrunk_norms(norms, expected, sizes):
-    """Return squared norms drawn towards what is expected by the reliability ``(n − 1) / (n + 5)``, and the latter."""
+    """Return squared norms shrunk towards the expected ones by the reliability ``(n − 1) / (n + 5)``, and these."""
     total, foretold = norms.sum(-1, keepdims=True), expected.sum(-1, keepdims=True)
     expected = expected * np.divide(total, foretold, out=np.zeros_like(total), where=foretold > 0)
     sizes = np.maximum(sizes, 1.0)

@@ -18,7 +18,7 @@ __all__ = ["LinearReadout", "discriminant_readout", "score_readout"]
 
 # Rows scored at once: few enough to stay in the cache between their conversion and their product.
 _BLOCK_ROWS = 1024
-# Up to so many NumPy is faster: torch's calls cost more than the product.
+# Up to this number of rows NumPy is faster: torch's calls cost more than the product.
 _FEW_ROWS = 256
 
 
@@ -34,7 +34,7 @@ class LinearReadout(Stateful):
     left_out : ndarray of shape (c, c), optional
         Mean scores of left-out rows of each class.
     inflation : float, default=1.0
-        How much wider than in sample left-out scores spread.
+        Spread of left-out scores relative to that of learnt rows.
     """
 
     coef: np.ndarray
@@ -52,11 +52,11 @@ class LinearReadout(Stateful):
     }
 
     def __post_init__(self):
-        # The last digit of a product depends on how its factors lie in memory; one that was saved and loaded must not.
+        # The last digit of a product depends on the memory layout, which must be the same after saving and loading.
         object.__setattr__(self, "coef", np.ascontiguousarray(self.coef))
 
     def scores(self, X: Any) -> np.ndarray | torch.Tensor:
-        """Return the scores of rows, computed in float64 where X is.
+        """Return the scores of rows, computed in float64 on the device of X.
 
         Parameters
         ----------
@@ -87,25 +87,25 @@ def _as_float64_tensor(rows):
     """Return rows of an ndarray as a float64 tensor on the CPU."""
     if rows.flags.writeable and rows.flags.c_contiguous and min(rows.strides) >= 0:
         return torch.from_numpy(rows).to(torch.float64)
-    # What torch warns of or refuses.
+    # torch warns of read-only arrays and refuses negative strides.
     return torch.from_numpy(np.array(rows, np.float64, order="C"))
 
 
 def discriminant_readout(solution: Any, moments: Any) -> "LinearReadout":
     """Regularised linear discriminant from centred ridge weights.
 
-    Class k scores ``τ (âₖᵀ Σ⁻¹(x − m₀) − ½ qₖ′) + log πₖ`` with ``Σ = (S + λI) / N`` and S the pooled within-class
-    scatter. What unequal classes need is in three places:
+    Class k scores ``τ (bₖ gₖ aₖᵀ Σ⁻¹(x − m₀) − ½ oₖ) + log πₖ`` with ``aₖ = mₖ − m₀``, ``Σ = (S + λI) / N`` and S the
+    pooled within-class scatter. Three parts are for classes of unequal size:
 
-    * ``âₖ = bₖ (mₖ − m₀)`` with ``bₖ = s / (s + vₖ)``: the posterior mean of a class of nₖ rows whose true mean lies s
-      from m₀ by a normal prior, in the metric Σ⁻¹, and whose sample mean is off by ``vₖ = tr(Σ⁻¹ Cov) / nₖ``. m₀ is the
-      mean of the class means, each weighted by ``1 / (s + vₖ)``, and s follows from how far they lie apart (DerSimonian
-      and Laird, 1986). Without it noise makes a mean of few rows look far away from everything, its own rows included.
-    * ``qₖ′``: the squared norm of âₖ, drawn towards what s and vₖ foretell by the reliability
-      ``(nₖ − 1) / (nₖ + 5)``: with one row the direction of a mean is worth following, but its norm is noise.
+    * ``bₖ = s / (s + vₖ)`` shrinks class means towards m₀ as far as they are noise. In the metric Σ⁻¹, s is the squared
+      distance of the true means from their mean, estimated from the spread of the sample means (DerSimonian and Laird,
+      1986), and ``vₖ = tr(Σ⁻¹ Cov) / nₖ`` the squared error of a sample mean; m₀ weighs the means by ``1 / (s + vₖ)``.
+      Without shrinkage, noise makes a mean of few rows look far from everything, even from its own rows.
+    * ``gₖ² = qₖ′ / qₖ`` and ``oₖ = bₖ (qₖ′ − (1 − bₖ) q̄ₖ)``, where qₖ′ is ``qₖ = aₖᵀ Σ⁻¹ aₖ`` shrunk towards q̄ₖ, the
+      value that s and vₖ predict, by the reliability ``(nₖ − 1) / (nₖ + 5)``: the norm of one row is noise.
     * ``πₖ = (nₖ + 1) / (N + c)``, shares by Laplace's rule.
 
-    With equal classes bₖ and m₀ are common to all of them and only the temperature feels them. The share ``c / 5N`` of
+    With classes of equal size, bₖ and m₀ are common to all and affect only the temperature. The share ``c / 5N`` of
     the between-class scatter counts as within.
 
     Parameters
@@ -161,7 +161,7 @@ def score_readout(solution: Any, moments: Any, intercept: bool) -> "LinearReadou
     weights, shares = _host64(solution.weights), moments.counts / moments.weight
     shift = shares - moments.mean @ weights if intercept else np.zeros(weights.shape[1])
     fitted = moments.means @ weights + shift
-    # A row that is left out moves its own residual from r to r / (1 − h), with h its leverage.
+    # Leaving a row out changes its residual from r to r / (1 − h), with h its leverage.
     inflation = 1.0 / residual_share(solution.df + intercept, moments.n_samples, moments.n_rows)
     targets = np.eye(len(shares))
     left_out = targets - (targets - fitted) * inflation
@@ -179,7 +179,7 @@ def _within(fitted, total, moments):
 
 
 def _above_underflow(moments):
-    """Return the same moments, or where weights are too small to divide by in another unit: only ratios count."""
+    """Return the moments, with larger weights if they are too small to divide by: only ratios of weights matter."""
     return moments.scale(2.0**1000) if moments.weight < 2.0**-900 else moments
 
 

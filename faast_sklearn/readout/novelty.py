@@ -15,9 +15,9 @@ class ClassDirections:
     """Directions of the class means in the metric of the spread within classes.
 
     The novelty of a row x is ``1 − maxₖ cos(x − m, mₖ − m)``, with the inner product ``⟨a, b⟩ = aᵀ (S + λ)⁻¹ b``: S is
-    the pooled within-class scatter, m the mean of all rows, λ the ridge penalty. It lies between 0, a row that is off
-    the centre towards a class, and 2. Unlike the distance to the nearest class mean it does not take a row for new
-    because it is long, nor for known because it is short.
+    the pooled within-class scatter, m the mean of all rows, λ the ridge penalty. It is 0 for a row in the direction of
+    a class mean, and at most 2. Unlike the distance to the nearest class mean it does not take a row for new because it
+    is long, nor for known because it is short.
 
     Parameters
     ----------
@@ -63,14 +63,14 @@ class ClassDirections:
         self._mean = scatter.mean
 
     def _whiten(self, rows):
-        """Return the directions of rows in the metric, of unit length; those of none stay zero."""
-        # Squares neither overflow nor vanish.
+        """Return rows in coordinates of the metric, scaled to unit length; zero rows stay zero."""
+        # So that squares neither overflow nor underflow.
         rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         rows = torch.linalg.solve_triangular(self._factor, rows.T, upper=False).T
         return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
     def novelty(self, X: Any) -> Any:
-        """Return the novelty of rows of shape (n, d): an array of shape (n,) of their own kind."""
+        """Return the novelty of rows X of shape (n, d): an array or tensor, like X, of shape (n,)."""
         rows = torch.as_tensor(X, dtype=torch.float64, device=self._mean.device) - self._mean
         scores = 1.0 - (self._whiten(rows) @ self._directions.T).amax(1)
         return scores.numpy() if isinstance(X, np.ndarray) else scores

@@ -1,4 +1,4 @@
-"""Moments and parameters as one problem, solved when first asked: what predictions are made from."""
+"""Moments and settings as one problem, which is solved on first access and from which predictions are made."""
 
 import threading
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class SolvedReadout(Stateful):
     prior_strength : float
         The one that was used.
     factors : torch.Tensor of shape (d,), optional
-        By which features were multiplied before the solve; zero for those of layers that are not read.
+        Factors that multiplied the features before the solve; zero for layers that are not read.
     """
 
     solution: Solution | None
@@ -94,12 +94,12 @@ class ReadoutProblem(Stateful):
     ----------
     moments : ClassMoments
     classes : ndarray of shape (c,)
-        Sorted; those of the moments and more that were declared.
+        Sorted; those of the moments and any others that were declared.
     settings : Settings
     values : ClassValues, optional
         Of ``classes``; None for one-hot codes.
     blocks : Blocks, optional
-        Widths of the layers that features are of; None where there is one.
+        Widths of the layers that the features come from; None if there is one layer.
     """
 
     _state: ClassVar = {
@@ -141,7 +141,7 @@ class ReadoutProblem(Stateful):
 
     @property
     def directions(self) -> Any:
-        """The class directions that novelty of rows of ``scales.rows`` is measured against."""
+        """The class directions with which ``novelty`` compares rows from ``scales.rows``."""
         solution = self.solved.solution
         if len(self.moments.classes) < 2:
             raise NotFittedError(
@@ -160,16 +160,16 @@ class ReadoutProblem(Stateful):
         return FeatureScales(self._solved.factors)
 
     def novelty(self, X: Any) -> Any:
-        """Return the novelty of rows of features (n, d): an array of shape (n,) of their own kind."""
+        """Return the novelty of rows X of shape (n, d): an array or tensor, like X, of shape (n,)."""
         directions = self.directions
         return directions.novelty(self.scales.rows(X))
 
     def with_moments(self, moments: Any, settings: Any) -> Any:
-        """Return the problem of other moments and settings, for the same classes and values."""
+        """Return a problem with these moments and settings, and the same classes, values and blocks."""
         return ReadoutProblem(moments, self.classes, settings, self.values, self.blocks)
 
     def without_moments(self) -> Any:
-        """Return the same, solved and as small as what it takes to predict."""
+        """Return the solved problem with no more than it takes to predict."""
         solved = SolvedReadout(None, self.solved.readout, self.solved.prior_strength, self.solved.factors)
         nothing = NotSaved(self.moments.n_samples if isinstance(self.moments, NotSaved) else self.moments.n_rows)
         return ReadoutProblem(nothing, self.classes, self.settings, self.values, self.blocks, solved)
@@ -229,7 +229,7 @@ class ReadoutProblem(Stateful):
         coef[at], intercept[at] = readout.coef, readout.intercept
         return LinearReadout(coef, intercept, readout.temperature)
 
-    # Directions are as large as the moments and as quick to make again, so that no file or pickle holds them.
+    # Directions are as large as the moments and quick to compute again, so no file or pickle holds them.
     def _stated(self):
         parts = {name: getattr(self, name) for name in ("blocks", "classes", "settings", "values", "moments")}
         return SimpleNamespace(**parts, solved=self._solved)
@@ -241,13 +241,13 @@ class ReadoutProblem(Stateful):
         require(values is None or len(values.vectors) == len(classes), "there are not as many values as classes")
         require(solved is not None or not left_out, "there are neither moments nor weights")
         if solved is not None:
-            require(len(solved.readout.coef) == len(classes), "weights and classes are not of one number")
+            require(len(solved.readout.coef) == len(classes), "the numbers of weights and classes differ")
         if solved is not None and not left_out:
             width, solution = moments.n_features, solved.solution
-            require(solved.readout.coef.shape[1] == width, "weights and moments have other numbers of features")
+            require(solved.readout.coef.shape[1] == width, "weights and moments have different numbers of features")
             n_read = width if solved.factors is None else int((solved.factors > 0).sum())
-            require(solution is None or n_read <= len(solution.weights) <= width, "the solution is of another width")
-        require(blocks is None or left_out or sum(blocks.widths) == moments.n_features, "blocks are of another width")
+            require(solution is None or n_read <= len(solution.weights) <= width, "the solution has another width")
+        require(blocks is None or left_out or sum(blocks.widths) == moments.n_features, "blocks have another width")
         return cls(moments, classes, settings, values, blocks, solved)
 
     def __deepcopy__(self, memo):

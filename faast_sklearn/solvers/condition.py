@@ -1,9 +1,8 @@
-"""How far rounding reaches into a solve: what a condition number costs, and the warning that says so.
+"""How much rounding may change a solve: condition numbers, and the warning about them.
 
-Moments are rounded to ``2**-53`` at each of N additions, errors of either sign, so that the scatter matrix T is off by
-about ``2**-53 · √N`` of its norm. Ridge scores ``K (T + λ)⁻¹ C`` magnify that by the condition number of ``T + λ`` at
-most, with respect to the size of the targets. ``condition · 2**-53 · √N`` is the share of the scores that rounding may
-change.
+Moments are rounded to ``2**-53`` at each of N additions, with errors of either sign, so the scatter matrix T is off by
+about ``2**-53 · √N`` of its norm. Ridge scores ``K (T + λ)⁻¹ C`` magnify that at most by the condition number of
+``T + λ``, so rounding may change scores by ``condition · 2**-53 · √N``, relative to the size of the targets.
 """
 
 import sys
@@ -24,18 +23,18 @@ __all__ = [
     "warn_if_ill_conditioned",
 ]
 
-# Below it the squares of features lose digits to underflow, and there is no spread to speak of.
+# Below it the squares of features lose digits to underflow, so the spread counts as zero.
 LEAST_SPREAD = 2.0**-1000
-# Three digits of the scores have to be safe: ties apart, no prediction hangs on the fourth.
+# Three digits of the scores must be safe: ties apart, no prediction depends on the fourth.
 _SAFE = 1e-3
 _POWER_STEPS = 6
 _MOST_NAMED = 3
-# Correlations of more features than these are not looked at for the sake of a message.
+# With more features, correlations are not computed just for a message.
 _MOST_COMPARED = 4096
 
 
 def score_error(condition: float, n_samples: float) -> float:
-    """Return the share of the scores that rounding may change.
+    """Return the relative change of the scores that rounding may cause.
 
     Parameters
     ----------
@@ -72,8 +71,8 @@ def condition_estimate(matrix: torch.Tensor, inverse_factor: torch.Tensor) -> fl
     Returns
     -------
     float
-        Never too large but for rounding; in practice a few per cent too small. By power iteration, from the column
-        that says most.
+        A lower bound up to rounding; in practice a few per cent too small. Power iteration starts from the largest
+        diagonal entry, of the matrix and of its inverse.
 
     Examples
     --------
@@ -96,7 +95,7 @@ def _largest_eigenvalue(times, start, matrix):
     for _ in range(_POWER_STEPS):
         v = times(v)
         largest = v.abs().amax()
-        v = v / largest  # whose squares neither overflow nor vanish
+        v = v / largest  # so that its squares neither overflow nor underflow
         length = v.norm()
         v = v / length
     return largest * length
@@ -108,13 +107,13 @@ def regular_factor(matrix: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     matrix : torch.Tensor of shape (d, d)
-        Its diagonal is changed.
+        Its diagonal is changed in place.
 
     Returns
     -------
     torch.Tensor of shape (d, d)
-        Of the matrix and the least of a few shares of its trace, from 1e-12 on, with which the factorisation goes
-        through; the identity where there is no trace.
+        Of the matrix plus a share of its trace on the diagonal, the least of 0, 1e-12, 1e-10, ... with which the
+        factorisation succeeds; the identity if the trace is zero.
     """
     trace = float(matrix.diagonal().sum())
     if not trace > LEAST_SPREAD:
@@ -132,7 +131,7 @@ def regular_factor(matrix: torch.Tensor) -> torch.Tensor:
 def warn_if_ill_conditioned(
     condition: float, scatter: Any, n_samples: float, *, solver: Literal["ridge", "pinv"], alpha: float, intercept: bool
 ) -> None:
-    """Warn where rounding may change the scores by more than a thousandth; the message has reason and remedy.
+    """Warn if scores may be off by more than a thousandth, or features are too small; say why, and the remedy.
 
     Parameters
     ----------
@@ -154,7 +153,7 @@ def warn_if_ill_conditioned(
     scatter = scatter.significant() if intercept else scatter.about_origin()
     error, variances = score_error(condition, n_samples), scatter.variances().cpu().numpy()
     trace = float(variances.sum())
-    # Too small beside the others to be told from rounding; a filter of ordinary strength hides them anyway.
+    # Features too small beside the others to be told from rounding; a filter of ordinary strength removes them anyway.
     rounding = len(variances) * 2.0**-52
     strength = n_samples ** (-2.0 * alpha) if solver == "pinv" else alpha
     unheard = (variances > 0) & (variances < rounding * variances.max(initial=0.0)) & (strength < rounding)
@@ -163,15 +162,15 @@ def warn_if_ill_conditioned(
         remedy = "multiply them by a constant, or use normalize=True"
     elif error > _SAFE:
         text = (
-            f"the condition number of the solve is {condition:.1e}, so that rounding may change "
-            f"{min(error, 1.0):.1g} of the scores"
+            f"the condition number of the solve is {condition:.1e}, so that rounding may change the scores by "
+            f"{min(error, 1.0):.1g} of their size"
         )
         remedy = "take a larger alpha or alpha='auto'"
         if solver == "pinv":
             remedy = "take a smaller alpha or alpha='auto', which cut more, or solver='ridge'"
         remedy += ", scale features with StandardScaler or normalize=True, and drop constant and duplicate ones"
     elif unheard.any():
-        text = f"{int(unheard.sum())} features are too small beside the others to be told from rounding: no weight"
+        text = f"{int(unheard.sum())} features are too small beside the others to be told from rounding and are ignored"
         remedy = "scale features with StandardScaler in front"
     else:
         return
@@ -208,7 +207,7 @@ def _named(columns):
 
 
 def _caller():
-    """Return the stack level, for who warns, of the first caller outside of the library."""
+    """Return the stack level, as seen by the function that warns, of the first caller outside the library."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("faast_sklearn"):
         level, frame = level + 1, frame.f_back

@@ -24,13 +24,13 @@ class Solution(Stateful):
     df : float or torch.Tensor of shape (...)
         Effective degrees of freedom ``Σ λ f(λ)``, the trace of the hat matrix.
     alpha : float or ndarray of shape (...)
-        The regulariser that was used, in the unit of the solver that used it.
+        The regulariser that was used, in the solver's unit.
     method : {"cholesky", "eigh"}
         The factorisation that gave the weights.
     condition : float or torch.Tensor of shape (...)
         Condition number of the problem that was solved: ``(λ_max + penalty) / (λ_min + penalty)`` for ridge, ``λ_max``
-        to the smallest eigenvalue kept for truncation; at least 1. Directions that were dropped because their
-        eigenvalue is zero up to rounding do not count. "cholesky" drops none, and gives an estimate.
+        over the smallest eigenvalue kept for pinv; at least 1. Directions whose eigenvalue is zero up to rounding are
+        dropped and do not count; "cholesky" drops none and gives an estimate.
     """
 
     weights: torch.Tensor
@@ -56,11 +56,11 @@ def ridge_filter(values: torch.Tensor, penalty: float | torch.Tensor) -> torch.T
     values : torch.Tensor of shape (..., r)
         Eigenvalues.
     penalty : float or torch.Tensor
-        λ of the ridge objective ``‖K W − V‖² + λ ‖W‖²``; of shape (k, 1) for k of them.
+        λ of the ridge objective ``‖K W − V‖² + λ ‖W‖²``; of shape (k, 1) for k penalties.
 
     Returns
     -------
-    torch.Tensor of shape (r,) or (k, r), or what else the two broadcast to
+    torch.Tensor of the shape that both broadcast to, such as (r,) or (k, r)
 
     Examples
     --------
@@ -80,11 +80,11 @@ def pinv_filter(values: torch.Tensor, rtol: float | torch.Tensor) -> torch.Tenso
     values : torch.Tensor of shape (..., r)
         Eigenvalues, ascending.
     rtol : float or torch.Tensor
-        Relative cutoff of the singular values of K, of shape (k, 1) for k of them; the paper's is ``N ** -alpha``.
+        Relative cutoff of the singular values of K, of shape (k, 1) for k cutoffs; the paper's is ``N ** -alpha``.
 
     Returns
     -------
-    torch.Tensor of shape (r,) or (k, r), or what else the two broadcast to
+    torch.Tensor of the shape that both broadcast to, such as (r,) or (k, r)
 
     Examples
     --------
@@ -130,7 +130,7 @@ def solve_pinv(spectrum: Any, cross: torch.Tensor, alpha: Any, n_samples: float)
     alpha : float or ndarray of shape (...)
         Exponent of the cutoff.
     n_samples : float
-        N, or the sum of the weights.
+        N.
 
     Returns
     -------
@@ -148,12 +148,12 @@ def _filtered(spectrum, cross, f, alpha):
 
 
 def condition_of(f: torch.Tensor) -> torch.Tensor:
-    """Return the condition number of what a spectral filter inverts, among the directions that it keeps.
+    """Return the condition number of the matrix that a spectral filter inverts, over the directions that it keeps.
 
     Parameters
     ----------
     f : torch.Tensor of shape (..., r)
-        Of :func:`ridge_filter` or :func:`pinv_filter`: one over what is inverted, 0 for what is dropped.
+        From :func:`ridge_filter` or :func:`pinv_filter`: the inverse eigenvalues, 0 for those that are dropped.
 
     Returns
     -------
@@ -185,16 +185,16 @@ def solve_cholesky(
     Returns
     -------
     Solution or None
-        At a cost of O(d³/3); None where the matrix is not positive definite in float64 or so ill-conditioned that
-        digits of the scores are at stake, so that the caller takes the eigendecomposition instead, which tells
-        small eigenvalues from rounding.
+        At a cost of O(d³/3); None if the matrix is not positive definite in float64, or so ill-conditioned that
+        the scores may lose digits. The eigendecomposition is then the better choice: it can tell small eigenvalues
+        from rounding.
     """
     d = scatter.n_features
     penalty = alpha * scatter.trace() / d
     matrix = scatter.matrix()
     matrix.diagonal().add_(penalty)
     factor, info = torch.linalg.cholesky_ex(matrix)
-    # A pivot at the level of rounding says that digits are gone although the factorisation went through.
+    # A pivot at the level of rounding shows that digits are lost although the factorisation succeeded.
     pivots = factor.diagonal()
     if int(info) or not penalty > LEAST_SPREAD or float(pivots.min() / pivots.max()) ** 2 < 1e-13:
         return None

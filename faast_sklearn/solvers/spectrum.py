@@ -18,12 +18,12 @@ class Spectrum:
     Parameters
     ----------
     values : torch.Tensor of shape (..., r), float64
-        Positive eigenvalues, ascending; r is at most min(N, d). Zeros may stay where r is shared by many problems:
-        the filters leave them out.
+        Positive eigenvalues, ascending; r is at most min(N, d). If many problems share r, some may be zero, and the
+        filters drop them.
     vectors : torch.Tensor of shape (..., p, r), float64
         Orthonormal columns.
     n_features : int, optional
-        Number of features d; p by default. It is another where keys are given in p coordinates of their own span.
+        Number of features d; p by default. It differs from p if keys are given by p coordinates in their own span.
     """
 
     values: torch.Tensor
@@ -53,7 +53,7 @@ def decompose(scatter: Any) -> "Spectrum":
     Parameters
     ----------
     scatter : Scatter
-        While it has fewer factor rows than features the r×r Gram matrix of the rows is decomposed,
+        While it has fewer factor rows than features, the r×r Gram matrix of the rows is decomposed,
         O(r²d + r³); otherwise the d×d matrix, O(d³).
 
     Returns
@@ -82,7 +82,7 @@ def decompose(scatter: Any) -> "Spectrum":
 
 
 def above_rounding(values: torch.Tensor, n_features: int) -> torch.Tensor:
-    """Say which eigenvalues of a positive semidefinite matrix are more than rounding, and than underflow.
+    """Return which eigenvalues of a positive semidefinite matrix are larger than rounding and underflow.
 
     Parameters
     ----------
@@ -95,18 +95,18 @@ def above_rounding(values: torch.Tensor, n_features: int) -> torch.Tensor:
     -------
     torch.Tensor of bool, shape (..., r)
     """
-    # Rounding was seen to reach three units of the largest eigenvalue where d is small and N is not.
+    # Rounding was seen to reach three units of the largest eigenvalue for small d and large N.
     largest = values[..., -1:].clamp(min=0)
     rounding = (largest * max(n_features, 8) * torch.finfo(torch.float64).eps).clamp(min=LEAST_SPREAD)
-    # A negative eigenvalue is rounding itself, more of it where many rows were forgotten, and of either sign.
+    # A negative eigenvalue shows the size of rounding errors, which have either sign and grow when rows are forgotten.
     return values > torch.maximum(rounding, -16.0 * values[..., :1])
 
 
 def as_number(x: Any) -> Any:
-    """Return what one problem has one of: a float without leading axes, x with them."""
+    """Return a quantity with one value per problem: as a float without leading axes, as it is with them."""
     return x if np.ndim(x) else float(x)
 
 
 def as_column(x: Any, values: Any) -> Any:
-    """Return what one problem has one of as a tensor that broadcasts along an axis after its own."""
+    """Return a quantity with one value per problem as a tensor with one more axis, along which it broadcasts."""
     return torch.as_tensor(x, dtype=values.dtype, device=values.device)[..., None]

@@ -210,7 +210,7 @@ MADE_UP = {
         tensor("solved.readout.coef", torch.Tensor.float),
         "is torch.float32, expected",
     ),
-    "another shape": (tensor("solved.readout.coef", lambda t: t[:, :5]), "other numbers of features"),
+    "another shape": (tensor("solved.readout.coef", lambda t: t[:, :5]), "different numbers of features"),
     "another number of axes": (tensor("solved.readout.coef", torch.ravel), r"has shape \(100,\), expected 2 axes"),
     "fewer rows": (tensor("moments.scatter.factors", lambda t: t[:-1]), "do not match the lengths of its parts"),
     "narrower rows": (tensor("moments.scatter.factors", lambda t: t[:, :-1]), "length 9, expected 10"),
