@@ -1,4 +1,4 @@
-"""How good ``alpha="auto"`` is at every number of shots, beside what is best in hindsight and the paper.
+"""Accuracy of ``alpha="auto"`` at every number of shots, beside the best alpha and C in hindsight and the paper.
 
     python examples/benchmarks/auto_alpha.py [--photos DIR] [--draws 10] [--output docs/auto_alpha.md]
 

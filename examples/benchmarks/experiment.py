@@ -1,4 +1,4 @@
-"""What the paper's experiments share: cells of a table, each measured once, kept in a file at once, and shown.
+"""Shared code of the paper's experiments: cells of a table, each measured once, saved at once, and shown.
 
 A run that was killed goes on with the cells that are missing. ``NAME.json`` in the output directory holds the settings,
 the versions and every finished cell; ``NAME.md`` the table, published figures beside measured ones.

@@ -4,7 +4,7 @@ Both read the same images (or texts) in the same run, in turn, and the ratio of 
 loop is what one would write by hand: read, collate and run one batch after the other, in batches of the same size, and
 keep nothing. ``fit`` does all of that, adds up the statistics, and here also solves, since ``coef_`` is asked for.
 
-Without ``--images``: photographs of 320 by 240 pixels, made up and saved as JPEG files in a temporary folder.
+Without ``--images``: made-up photographs of 320 by 240 pixels, saved as JPEG files in a temporary folder.
 """
 
 import argparse

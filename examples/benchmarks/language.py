@@ -1,8 +1,8 @@
 """What a language model's fast weights cost beside running the model, as ratios within one run.
 
 * ``fit`` against the bare forward pass, logits included, over the same batches with the same padding; and the solve.
-* ``generate`` with fast weights attached, with fast weights folded into the checkpoint, and ``predict`` with all that
-  it does around it, against the bare model's ``generate``: the same prompts, the same number of tokens.
+* ``generate`` with fast weights attached, with fast weights folded into the checkpoint, and ``predict`` from strings to
+  strings, against the bare model's ``generate``: the same prompts, the same number of tokens.
 * Memory beyond the model at its peak while N and 4 N pairs are learnt, each in a process of its own (Linux).
 
 All competitors run in turn in each repeat, so that a machine whose speed drifts slows all of them; figures are medians,

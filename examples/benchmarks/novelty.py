@@ -3,7 +3,7 @@
     python examples/benchmarks/novelty.py [--photos DIR] [--draws 6]
 
 The data are those of ``auto_alpha.py``. In each draw six tenths of the classes are learnt; the area under the ROC curve
-says how often a test sample of another class scores higher than one of these.
+says how often a test sample of another class scores higher than one of the learnt classes.
 """
 
 import argparse

@@ -11,15 +11,15 @@ folder above, and docstrings of the standard library. Each task has its own tabl
 the cells that are missing.
 
 Rows: the frozen model; examples in its prompt; the paper's memories ("memories" says how many: a published checkpoint
-has more than the output memory, any other model that one alone); and ``FaastSeq2Seq`` as it comes, on the same weights.
+has several, any other model only the output memory); and ``FaastSeq2Seq`` with its defaults, on the same weights.
 
 Settings of the paper are those of its code (github.com/baoguangsheng/faast): prompts, learning from every token, 5,000
 samples to learn ("full") and to test on, 20,000 lines of WikiText-103, an alpha for each model, data set and number of
 examples, weight 0.9, five beams, windows of 1,024 tokens. What differs: it draws new examples for every question,
-while here ``--draws`` draws share the questions among them; it has SST-2's 872 sentences to test on several times over;
+while here ``--draws`` draws share the questions among them; it tests on SST-2's 872 sentences several times over;
 it compares the first token of two answers, this library whole answers with their end; and it averages the weights of
-chunks of 65,536 tokens, which here are solved for at once. Examples in a prompt are cut so that together they
-take half of the context.
+chunks of 65,536 tokens, while here all tokens are solved for at once. Examples in a prompt are cut so that together
+they take half of the context.
 
 Data sets on the hub: stanfordnlp/sst2 (its validation split to test on, since labels of its test split are hidden),
 stanfordnlp/imdb, Salesforce/wikitext (wikitext-103-raw-v1), and IWSLT/iwslt2017 in the hub's own conversion to parquet,

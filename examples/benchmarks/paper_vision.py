@@ -1,4 +1,4 @@
-"""The paper's experiments on images: few shots and all of them, six readers, its figures beside what is measured here.
+"""The paper's experiments on images: few and all examples, six readers, its figures beside what is measured here.
 
     python examples/benchmarks/paper_vision.py [--data cifar10 mini-imagenet] [--device cuda] [--output DIR]
     python examples/benchmarks/paper_vision.py --small [--images DIR]
@@ -10,8 +10,8 @@ the cells that are missing, and features that were computed are kept in the outp
 
 Settings of the paper are those of its code (github.com/baoguangsheng/faast): all classes in each of 600 episodes, 20
 queries per class, support from CIFAR-10's training and queries from its test split, or from the halves of the images of
-mini-ImageNet's 20 test classes; classes named by "A photo of a NAME."; readers that look examples up recall the text
-embedding of a class, and what they recall is mixed with the image's own embedding as with N0 = 400 (CIFAR-10) or 800
+mini-ImageNet's 20 test classes; classes named by "A photo of a NAME."; readers that look up examples recall the text
+embedding of a class, and the result is mixed with the image's own embedding as with N0 = 400 (CIFAR-10) or 800
 (mini-ImageNet) examples.
 
 The data: uoft-cs/cifar10 (columns img and label) and timm/mini-imagenet (image and label, named by ImageNet's numbers).
@@ -23,8 +23,8 @@ the original files.
 Readers: zero-shot, the nearest text embedding; kNN, the majority among at most ten Euclidean neighbours; softmax
 attention over the stored examples at CLIP's temperature of 0.01; a linear probe, SGD on the logistic loss, twenty
 epochs on standardised features (the paper's own probe is a linear map added to the image's embedding); the paper's
-setting of ``FaastClassifier``; and ours, as it comes, and where there are text embeddings also with them as a prior of
-a strength that the examples choose.
+setting of ``FaastClassifier``; and ours, with its defaults, and where there are text embeddings also with them as a
+prior of automatic strength.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What everything costs on this machine: one table, one run, each part beside what one would use instead.
+"""What everything costs on this machine: one table from one run, each part beside its usual alternatives.
 
     python examples/benchmarks/speed.py [--device cpu|cuda] [--small]
 
