@@ -223,7 +223,8 @@ def alpha_path(
     problem = evaluation.problem_of(total)
     solver = problem.settings.solver
     if scoring == "neg_squared_error":
-        errors = kfold_errors if problem.blocks is None else functools.partial(_errors_of_layers, problem)
+        plain = problem.blocks is None and problem.examples is problem.moments
+        errors = kfold_errors if plain else functools.partial(_errors_of_problems, problem)
         scores = -errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
     else:
         left_out = [_readouts(problem, train, alphas) for train in _left_out(folds)]
@@ -232,14 +233,14 @@ def alpha_path(
     return AlphaPath(_results(alphas, scores, solver == "ridge"), scoring, n_folds)
 
 
-def _errors_of_layers(problem, folds, alphas, *, solver, intercept):
-    """Return what ``kfold_errors`` does, where each solve scales the layers by the moments that it learns from."""
+def _errors_of_problems(problem, folds, alphas, *, solver, intercept):
+    """Return what ``kfold_errors`` does, where a solve scales layers or adds class vectors by what it learns from."""
     errors = []
     for train, fold in zip(_left_out(folds), folds, strict=True):
         train.keep()
         settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
         solved = [problem.with_moments(train, setting) for setting in settings]
-        errors.append([_error_of(one.solved.solution, one.scales, train, fold, intercept) for one in solved])
+        errors.append([_error_of(one.solved.solution, one.scales, one.examples, fold, intercept) for one in solved])
     return np.array(errors)
 
 

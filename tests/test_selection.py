@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit, StratifiedKFold
 
@@ -79,6 +80,22 @@ def test_scores_of_held_out_rows_are_those_of_refitting(params, scoring):
             else:
                 log_p = clf.predict_log_proba(X[test])[np.arange(len(test)), Y[test]]
                 assert score == pytest.approx(log_p.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("strength", [20.0, "auto"])
+def test_errors_with_names_are_those_of_refitting(strength):
+    vectors = np.random.default_rng(0).standard_normal((10, X.shape[1]))
+    clf = FaastClassifier(values=vectors, prior_strength=strength)
+    folds = list(StratifiedKFold(3).split(X, Y))
+    path = alpha_path(clf, X, Y, alphas=[0.1, 10.0], cv=folds)
+    rows = X / np.linalg.norm(X, axis=1, keepdims=True)
+    for k, (train, test) in enumerate(folds):
+        for a, alpha in enumerate((0.1, 10.0)):
+            problem = clone(clf).set_params(alpha=alpha).fit(X[train], Y[train])._problem
+            learnt, weights = problem.examples, problem.solved.solution.weights.numpy()
+            guess = (rows[test] - learnt.mean) @ weights + learnt.counts / learnt.weight
+            error = ((guess - np.eye(10)[Y[test]]) ** 2).sum(1).mean()
+            assert -path.cv_results_[f"split{k}_test_score"][a] == pytest.approx(error, rel=1e-9)
 
 
 def test_results_have_the_form_of_a_grid_search():

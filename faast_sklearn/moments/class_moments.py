@@ -5,6 +5,7 @@ Everything that the solvers and readouts need follows from them; no example is k
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -329,6 +330,15 @@ class ClassMoments(Stateful):
     def once(self, key: Any, make: Any) -> Any:
         """Return ``make()``, called every time, or after ``keep`` once for each key."""
         return make() if self._kept is None else self._kept.get(key, make)
+
+    def derived(self, key: Any, make: Callable[[], "ClassMoments"]) -> "ClassMoments":
+        """Return ``once(key, make)``, moments made of these, which keep what is made of them if these do."""
+
+        def kept():
+            made = make()
+            return made.keep() if self.keeps else made
+
+        return self.once(key, kept)
 
     def nbytes(self) -> int:
         """Return the approximate size of the moments and one decomposition in bytes."""

@@ -101,9 +101,4 @@ def scaled_moments(moments: Any, scales: FeatureScales) -> Any:
     if scales.factors is None:
         return moments
     key = ("scaled", scales.factors.cpu().numpy().tobytes())
-
-    def make():
-        made = scales.moments(moments)
-        return made.keep() if moments.keeps else made
-
-    return moments.once(key, make)
+    return moments.derived(key, lambda: scales.moments(moments))

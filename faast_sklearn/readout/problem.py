@@ -55,6 +55,11 @@ class Settings(Stateful):
         "choose_layers": Boolean(),
     }
 
+    @property
+    def discriminant(self) -> bool:
+        """Whether weights are read out as a discriminant."""
+        return self.solver == "ridge" and self.intercept
+
 
 @dataclass(frozen=True)
 class SolvedReadout(Stateful):
@@ -140,6 +145,18 @@ class ReadoutProblem(Stateful):
         return self.moments.n_features if self._solved is None else self._solved.readout.coef.shape[1]
 
     @property
+    def examples(self) -> ClassMoments:
+        """The moments that are solved: with the class vectors, if these are learnt as examples of their classes."""
+        return self._examples()[0]
+
+    def _examples(self):
+        """Return the moments that are solved, and N0."""
+        moments, strength = self.moments, self.settings.prior_strength
+        if self.values is None or strength == 0.0 or not self.settings.discriminant or not moments.n_rows:
+            return moments, strength
+        return with_examples_of_names(moments, self.classes, self.values, strength)
+
+    @property
     def directions(self) -> Any:
         """The class directions with which ``novelty`` compares rows from ``scales.rows``."""
         solution = self.solved.solution
@@ -182,9 +199,8 @@ class ReadoutProblem(Stateful):
                     "Nothing has been learnt, or all of it has been forgotten; call 'partial_fit' or 'fit' first."
                 )
             return SolvedReadout(None, zero_shot_readout(values, moments.n_features), np.inf)
-        discriminant, strength = settings.solver == "ridge" and settings.intercept, settings.prior_strength
-        if values is not None and discriminant and strength != 0.0:
-            moments, strength = with_examples_of_names(moments, self.classes, values, strength)
+        moments, strength = self._examples()
+        if moments is not self.moments:
             values = None  # they are examples now
         how = {"solver": settings.solver, "alpha": settings.alpha, "intercept": settings.intercept}
         moments, solution, scales = solve_layers(
@@ -207,7 +223,7 @@ class ReadoutProblem(Stateful):
             learned = value_readout(solution, moments, values, seen, settings.intercept)
         elif len(moments.classes) == 1:
             learned = LinearReadout(np.zeros((1, moments.n_features)), np.zeros(1))
-        elif discriminant:
+        elif settings.discriminant:
             learned = discriminant_readout(solution, moments)
         else:
             learned = score_readout(solution, moments, settings.intercept)

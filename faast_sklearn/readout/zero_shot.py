@@ -66,14 +66,19 @@ def with_examples_of_names(
     """
     m = values.vectors.shape[1]
     seen = np.searchsorted(classes, moments.classes)
-    means, vectors = moments.means, values.vectors
-    rows = np.repeat(means.mean(0)[None], len(classes), axis=0)
-    worth, slope = _worth_of_names(moments, means[:, :m], vectors[seen]) if strength == "auto" else (None, 1.0)
-    rows[:, :m] += slope * (vectors - vectors[seen].mean(0))
-    strength = len(classes) * worth if strength == "auto" else strength
-    names = ClassMoments.from_rows(torch.as_tensor(rows, device=moments.scatter.device), classes)
-    weight_of_row = moments.weight / moments.n_samples
-    return moments + names.scale(float(strength) / len(classes) * weight_of_row), float(strength)
+    means, vectors, slope = moments.means, values.vectors, 1.0
+    if strength == "auto":
+        worth, slope = _worth_of_names(moments, means[:, :m], vectors[seen])
+        strength = len(classes) * worth
+    n0 = float(strength)
+
+    def make():
+        rows = np.repeat(means.mean(0)[None], len(classes), axis=0)
+        rows[:, :m] += slope * (vectors - vectors[seen].mean(0))
+        names = ClassMoments.from_rows(torch.as_tensor(rows, device=moments.scatter.device), classes)
+        return moments + names.scale(n0 / len(classes) * moments.weight / moments.n_samples)
+
+    return moments.derived(("names", tuple(classes.tolist()), vectors.tobytes(), slope, n0), make), n0
 
 
 def _worth_of_names(moments, means, vectors):
@@ -164,7 +169,7 @@ def mixed_readout(learned: "LinearReadout", moments: Any, values: Any, seen: Any
     Parameters
     ----------
     learned : LinearReadout
-        Of all classes, or of the seen ones alone.
+        Of all classes.
     moments, values, seen
         As in :func:`value_readout`.
     strength : float

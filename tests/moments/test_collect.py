@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
@@ -51,6 +52,19 @@ def test_values_and_strengths_share_what_unit_rows_gave(counted):
     paper = FaastClassifier(solver="pinv", alpha=0.8, fit_intercept=False, cache="memory")
     GridSearchCV(paper, grid, cv=3, refit=False).fit(X, Y)
     assert counted == {"passes": 3, "decompositions": 3}
+
+
+def test_alphas_share_what_names_gave(counted):
+    few, y = X[:60], Y[:60]  # fewer rows than features, so that each alpha would decompose on its own
+    vectors = dict(enumerate(np.random.default_rng(0).standard_normal((10, 64))))
+    for strength in (20.0, "auto"):
+        counted["decompositions"] = 0
+        clf = FaastClassifier(values=vectors, prior_strength=strength, cache="memory")
+        search = GridSearchCV(clf, {"alpha": [0.1, 1.0, 10.0, "auto"]}, cv=3, refit=False).fit(few, y)
+        assert counted["decompositions"] == 3
+        plain = GridSearchCV(clone(clf).set_params(cache=None), {"alpha": [0.1, 1.0]}, cv=3, refit=False).fit(few, y)
+        found, wanted = (s.cv_results_["mean_test_score"][:2] for s in (search, plain))
+        np.testing.assert_allclose(found, wanted)
 
 
 @pytest.mark.parametrize(
