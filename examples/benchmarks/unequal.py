@@ -10,11 +10,10 @@ unequal weights cost.
 """
 
 import argparse
-import csv
 import warnings
 
 import numpy as np
-from auto_alpha import CS, datasets, spanned
+from auto_alpha import CS, datasets, requests, spanned
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
@@ -34,14 +33,9 @@ TITLES = {
 
 
 def intents(files, cache):
-    texts, labels = [], []
-    for name in files:
-        with open(name, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-                texts.append(row["text"])
-                labels.append(row["intent"])
+    texts, labels = requests(files)
     features = BackboneFeatures("bundled:minilm-l6", cache=cache, verbose=1).fit(texts)
-    return "intents, MiniLM", features.transform(texts), np.array(labels), 0
+    return "intents, MiniLM", features.transform(texts), labels, 0
 
 
 def draw(X, y, counts, seed):
