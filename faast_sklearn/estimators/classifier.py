@@ -110,7 +110,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     intercept_ : ndarray of shape (n_classes,) or (1,)
     alpha_ : float
         The regulariser used.
-    solver_ : {"cholesky", "eigh"}
+    solver_ : {"cholesky", "tridiagonal", "eigh"}
         The factorisation that was used.
     condition_ : float
         Condition number of the solve: ``(λ_max + penalty) / (λ_min + penalty)`` of the scatter matrix for ridge,

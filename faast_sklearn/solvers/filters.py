@@ -25,7 +25,7 @@ class Solution(Stateful):
         Effective degrees of freedom ``Σ λ f(λ)``, the trace of the hat matrix.
     alpha : float or ndarray of shape (...)
         The regulariser that was used, in the solver's unit.
-    method : {"cholesky", "eigh"}
+    method : {"cholesky", "tridiagonal", "eigh"}
         The factorisation that gave the weights.
     condition : float or torch.Tensor of shape (...)
         Condition number of the problem that was solved: ``(λ_max + penalty) / (λ_min + penalty)`` for ridge, ``λ_max``
@@ -43,7 +43,7 @@ class Solution(Stateful):
         "weights": Array("dm"),
         "df": Number(),
         "alpha": Number(0),
-        "method": OneOf("cholesky", "eigh"),
+        "method": OneOf("cholesky", "tridiagonal", "eigh"),
         "condition": Number(1),
     }
 

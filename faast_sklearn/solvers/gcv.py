@@ -10,13 +10,15 @@ from faast_sklearn.solvers.condition import LEAST_SPREAD
 from faast_sklearn.solvers.filters import pinv_filter, ridge_filter
 from faast_sklearn.solvers.spectrum import as_column, as_number
 
-__all__ = ["gcv_error", "gcv_pinv", "gcv_ridge", "residual_share", "targets_square"]
+__all__ = ["gcv_error", "gcv_pinv", "gcv_ridge", "gcv_tridiagonal", "residual_share", "targets_square"]
 
 # Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
 _RIDGE_ALPHAS = np.logspace(-6, 4, 201)
 _MOST_DF = 0.6  # of the samples; see gcv_ridge
 _EXACT = 1e-9  # of the targets' squared norm: what is left of them where the fit goes through all rows
 _PINV_ALPHAS = np.linspace(0.0, 1.5, 151)
+# Where each candidate costs a solve, every fifth is tried, and then those beside the best.
+_STRIDE = 5
 
 
 def residual_share(
@@ -108,12 +110,50 @@ def gcv_ridge(
     """
     penalties = as_column(alphas, spectrum.values) * as_column(spectrum.mean_value, spectrum.values)[..., None]
     scores, n = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, ridge_filter, penalties)
-    posterior = scores
-    if prior is not None:
-        median, spread = prior
-        distance = np.log10(np.maximum(alphas, np.finfo(float).tiny) / median) / spread
-        posterior = scores * np.exp(distance**2 / (n * cross.shape[-1]))
-    return _least(alphas, posterior, strong=-1), scores
+    return _least(alphas, _posterior(scores, alphas, prior, n * cross.shape[-1]), strong=True), scores
+
+
+def gcv_tridiagonal(
+    reduced: Any,
+    rotated: np.ndarray,
+    total: float,
+    n_samples: float,
+    *,
+    n_rows: float | None = None,
+    intercept: bool = True,
+    prior: Any = None,
+) -> float:
+    """Choose alpha as :func:`gcv_ridge` does, from a tridiagonal form.
+
+    Every fifth candidate is tried, a quarter of a decade apart, and then those beside the best: each costs a solve, and
+    df and RSS vary over decades.
+
+    Parameters
+    ----------
+    reduced : Tridiagonal
+    rotated : ndarray of shape (d, m)
+        From :meth:`Tridiagonal.rotated`.
+    total, n_samples, n_rows, intercept, prior
+        As in :func:`gcv_ridge`.
+
+    Returns
+    -------
+    float
+    """
+    values, n_rows = reduced.values, n_rows or n_samples
+    exact = torch.tensor([total - reduced.sums(rotated, 0.0)[0] <= _EXACT * total])
+    rank = torch.tensor([len(values) + float(intercept)])
+
+    def posterior(alphas):
+        penalties = alphas * reduced.mean_value
+        explained, shrinkage = torch.tensor([reduced.sums(rotated, penalty) for penalty in penalties]).T
+        df = (values / (values + torch.as_tensor(penalties)[:, None])).sum(1)
+        scores, n = _criterion(df, total - explained - shrinkage, exact, rank, n_samples, n_rows, intercept)
+        return _posterior(scores, alphas, prior, n * rotated.shape[1])
+
+    best = _STRIDE * _least_at(posterior(_RIDGE_ALPHAS[::_STRIDE]), strong=True)
+    near = _RIDGE_ALPHAS[max(best - _STRIDE + 1, 0) : best + _STRIDE]
+    return _least(near, posterior(near), strong=True)
 
 
 def gcv_pinv(
@@ -136,7 +176,7 @@ def gcv_pinv(
     """
     cutoffs = as_column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
     scores, _ = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, pinv_filter, cutoffs)
-    return _least(alphas, scores, strong=0), scores
+    return _least(alphas, scores, strong=False), scores
 
 
 def targets_square(counts: np.ndarray, intercept: bool) -> float:
@@ -184,19 +224,35 @@ def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, 
     values = values / root / root
     exact = total - torch.where(values > 0, power / values, 0.0).sum(-1, keepdim=True) <= _EXACT * total
     rank = (values > 0).sum(-1, keepdim=True) + float(intercept)
-    n = torch.where(exact, rank.clamp(max=n_samples), float(n_samples))
-    n_rows = torch.where(exact & (rank < n_samples), n, float(n_rows))
     # Products over the spectrum instead of sums of products: the filters of all candidates are the largest array.
     sums = f @ torch.stack([values, 2.0 * power], -1)
     df, explained = sums[..., 0], sums[..., 1]
-    rss = (total - explained + (f.square_() @ (values * power)[..., None])[..., 0]).clamp(min=0.0)
-    scores = rss / n / residual_share(df + float(intercept), n, n_rows).square()
+    rss = total - explained + (f.square_() @ (values * power)[..., None])[..., 0]
+    return _criterion(df, rss, exact, rank, n_samples, n_rows, intercept)
+
+
+def _criterion(df, rss, exact, rank, n_samples, n_rows, intercept):
+    n = torch.where(exact, rank.clamp(max=n_samples), float(n_samples))
+    n_rows = torch.where(exact & (rank < n_samples), n, float(n_rows))
+    scores = rss.clamp(min=0.0) / n / residual_share(df + float(intercept), n, n_rows).square()
     refused = residual_share(df, n, n_rows) < 1.0 - _MOST_DF
     return scores.masked_fill(refused, torch.inf).cpu().numpy(), n.cpu().numpy()
 
 
+def _posterior(scores, alphas, prior, numbers):
+    """Multiply scores (..., k) by the prior's factor, for as many ``numbers`` as the data have."""
+    if prior is None:
+        return scores
+    median, spread = prior
+    distance = np.log10(np.maximum(alphas, np.finfo(float).tiny) / median) / spread
+    return scores * np.exp(distance**2 / numbers)
+
+
 def _least(alphas, scores, strong):
-    """Return the candidate of least score; of those equal up to rounding the one at the ``strong`` end."""
+    """Return the candidate of least score; of those equal up to rounding the last if ``strong``, else the first."""
+    return as_number(np.asarray(alphas)[_least_at(scores, strong)])
+
+
+def _least_at(scores, strong):
     least = scores <= scores.min(-1, keepdims=True) * (1 + 1e-9)
-    last = least.shape[-1] - 1
-    return as_number(np.asarray(alphas)[last - least[..., ::-1].argmax(-1) if strong else least.argmax(-1)])
+    return least.shape[-1] - 1 - least[..., ::-1].argmax(-1) if strong else least.argmax(-1)

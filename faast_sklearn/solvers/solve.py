@@ -4,8 +4,9 @@ import functools
 from typing import Any, Literal
 
 from faast_sklearn.solvers.filters import Solution, solve_cholesky, solve_pinv, solve_ridge
-from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, targets_square
+from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, gcv_tridiagonal, targets_square
 from faast_sklearn.solvers.spectrum import decompose
+from faast_sklearn.solvers.tridiagonal import solve_tridiagonal, tridiagonalise
 
 __all__ = ["fast_weights", "solve_spectrum"]
 
@@ -55,6 +56,15 @@ def fast_weights(
         solution = solve_cholesky(scatter, cross, alpha, moments.n_samples)
         if solution is not None:
             return solution
+    if solver == "ridge" and (alpha == "auto" or alpha > 0):
+        reduced = moments.once(("tridiagonal", intercept), lambda: tridiagonalise(scatter))
+        if reduced is not None:
+            rotated = reduced.rotated(cross)
+            if alpha == "auto":
+                total = targets_square(moments.counts, intercept)
+                sizes: Any = {"n_rows": moments.n_rows, "intercept": intercept}
+                alpha = gcv_tridiagonal(reduced, rotated, total, moments.n_samples, prior=_ALPHA_PRIOR, **sizes)
+            return solve_tridiagonal(reduced, rotated, alpha)
     spectrum = moments.once(("spectrum", intercept), lambda: decompose(scatter))
     return solve_spectrum(
         spectrum,

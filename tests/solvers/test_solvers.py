@@ -12,7 +12,9 @@ from faast_sklearn.moments import ClassMoments
 from faast_sklearn.moments.scatter import Scatter
 from faast_sklearn.solvers import decompose, fast_weights, solve_ridge
 from faast_sklearn.solvers.filters import pinv_filter, ridge_filter, solve_cholesky
-from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge
+from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, targets_square
+from faast_sklearn.solvers.solve import solve_spectrum
+from faast_sklearn.solvers.tridiagonal import solve_tridiagonal, tridiagonalise
 
 SHAPES = [(12, 40, 3), (39, 40, 3), (40, 40, 3), (41, 40, 3), (300, 10, 2), (300, 10, 5)]
 
@@ -68,11 +70,83 @@ def test_which_factorisation_was_used_is_told():
     X, y, _ = problem(100, 8, 3)
     assert FaastClassifier(alpha=0.1).fit(X, y).solver_ == "cholesky"
     assert FaastClassifier(alpha="auto").fit(X, y).solver_ == "eigh"
+    wide = np.random.default_rng(0).normal(size=(2100, 128))
+    assert FaastClassifier(alpha="auto").fit(wide, y[np.arange(2100) % 100]).solver_ == "tridiagonal"
     assert FaastClassifier(alpha=0.1).fit(X[:6], y[:6]).solver_ == "eigh"
     singular = np.repeat(X, 2, axis=1)
     tiny = FaastClassifier(alpha=1e-14).fit(singular, y)
     assert tiny.solver_ == "eigh"
     assert np.isfinite(tiny.coef_).all()
+
+
+def by_eigenvectors(moments, alpha, intercept):
+    """The solution that a full eigendecomposition gives."""
+    scatter = moments.scatter if intercept else moments.scatter.about_origin()
+    sizes = {"n_samples": moments.n_samples, "n_rows": moments.n_rows}
+    cross = moments.class_sums(centred=intercept).T
+    return solve_spectrum(decompose(scatter), cross, moments.counts, alpha=alpha, intercept=intercept, **sizes)
+
+
+@pytest.mark.parametrize("factor", [1e-150, 1.0, 1e140])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("c", [2, 40])
+def test_tridiagonal_form_and_eigenvectors_agree(c, intercept, weighted, factor):
+    X, y, w = problem(2500, 150, c, weighted=weighted)
+    X *= np.logspace(0, -2, 150) * factor
+    moments = ClassMoments.from_rows(X, y, w)
+    reduced, eigen = fast_weights(moments, intercept=intercept), by_eigenvectors(moments, "auto", intercept)
+    assert (reduced.method, eigen.method) == ("tridiagonal", "eigh")
+    assert reduced.alpha == eigen.alpha
+    scale = float(eigen.weights.abs().max())
+    np.testing.assert_allclose(reduced.weights, eigen.weights, rtol=0, atol=1e-10 * scale)
+    assert (reduced.df, reduced.condition) == pytest.approx((eigen.df, eigen.condition), rel=1e-9)
+    moments.keep()
+    for alpha in (1e-5, 1.0):  # one reduction serves all strengths
+        kept, eigen = fast_weights(moments, alpha=alpha), by_eigenvectors(moments, alpha, True)
+        assert kept.method == "tridiagonal"
+        scale = float(eigen.weights.abs().max())
+        np.testing.assert_allclose(kept.weights, eigen.weights, rtol=0, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("copies", [1, 20])
+def test_tridiagonal_form_chooses_the_strength_of_the_whole_path(copies, noise):
+    X, y, _ = problem(150 * copies if copies > 1 else 2200, 150, 5)
+    if copies > 1:  # rows that were learnt twenty times count once
+        X, y = np.tile(X[:150], (copies, 1)), np.tile(y[:150], copies)
+    X += noise * np.random.default_rng(1).normal(size=(150, 150))[np.arange(len(X)) % 150]
+    moments = ClassMoments.from_rows(X, y)
+    intercept = copies == 1  # with one, 150 rows have 149 dimensions
+    solution = fast_weights(moments, intercept=intercept)
+    assert solution.method == "tridiagonal"
+    assert solution.alpha == by_eigenvectors(moments, "auto", intercept).alpha
+
+
+def test_eigenvectors_are_used_where_eigenvalues_vanish():
+    X, y, _ = problem(2500, 150, 3)
+    X[:, 7] = X[:, 8]
+    moments = ClassMoments.from_rows(X, y)
+    assert tridiagonalise(moments.scatter) is None
+    assert fast_weights(moments).method == "eigh"
+    assert fast_weights(moments, solver="pinv").method == "eigh"
+    assert fast_weights(moments, alpha=0.0).method == "eigh"
+
+
+def test_tridiagonal_solves_equal_a_solve_with_the_matrix():
+    X, y, _ = problem(2500, 150, 3)
+    moments = ClassMoments.from_rows(X, y)
+    cross, reduced, alpha = moments.class_sums().T, tridiagonalise(moments.scatter), 0.3
+    penalty = alpha * moments.scatter.trace() / 150
+    expected = torch.linalg.solve(moments.scatter.matrix() + penalty * torch.eye(150, dtype=torch.float64), cross)
+    rotated = reduced.rotated(cross)
+    np.testing.assert_allclose(solve_tridiagonal(reduced, rotated, alpha).weights, expected, rtol=0, atol=1e-12)
+    explained, shrinkage = reduced.sums(rotated, penalty)
+    assert explained == pytest.approx(float((cross * expected).sum()), rel=1e-10)
+    assert shrinkage == pytest.approx(penalty * float(expected.square().sum()), rel=1e-10)
+    K, V = keys(X, y, None, True)
+    rss = targets_square(moments.counts, True) - explained - shrinkage
+    assert rss == pytest.approx(np.square(V - K @ expected.numpy()).sum(), rel=1e-9)
 
 
 def test_cholesky_declines_a_singular_matrix():
