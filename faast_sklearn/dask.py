@@ -1,7 +1,7 @@
-"""Learning from Dask collections: moments where the partitions are, one sum, one solve.
+"""Learning from Dask collections: workers compute moments of their partitions; one sum of them is solved once.
 
-Needs the extra ``[dask]``. Work runs where ``compute`` would run it: on the distributed client that is active, if any,
-else on the scheduler that ``dask.config.set(scheduler=...)`` names.
+It needs the extra ``[dask]``. Tasks run where ``compute`` would run them: on the active distributed client or, without
+one, on the scheduler that ``dask.config.set(scheduler=...)`` names.
 """
 
 import contextlib
@@ -34,51 +34,55 @@ with explain_imports("dask", "faast-sklearn[dask]"):
 
 __all__ = ["decision_function", "fit", "partial_fit", "predict", "predict_proba"]
 
-# Moments that one task adds up.
+# Number of moments that one task adds up.
 _SPLIT_EVERY = 8
 
 
 def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-    """Forget everything and learn from labelled samples that lie in the partitions of Dask collections.
+    """Forget everything and learn from labelled samples in the partitions of Dask collections.
 
-    Workers turn their partitions into moments, these are added up where they are and then across workers, and one sum
-    comes back. What is solved from it, when first asked for, equals what ``estimator.fit`` gives for the same features
-    in one process to rounding, however they are partitioned.
+    Each worker computes the moments of its partitions and adds them up. These sums are added across workers, and only
+    the total returns to this process. The solve, on first use, gives the same result as ``estimator.fit`` on the same
+    features in one process, up to rounding and for any partitions.
 
     Parameters
     ----------
     estimator : FaastClassifier or FaastSeq2Seq
-        Fitted in place. Name its backbone by a spec, so that workers open their own, once a process.
+        Fitted in place. Name its backbone by a spec, so that each worker process opens its own, once.
     X : dask array, dataframe, series or bag of samples
-        Anything whose partitions ``estimator.fit`` takes: features (n, d), also in several chunks of columns; images
-        (n, h, w, c); a series, one-column frame or bag of texts or of paths that workers can read; a bag of arrays.
+        Its partitions may be anything that ``estimator.fit`` takes: features (n, d), also in several chunks of columns;
+        images (n, h, w, c); a series, one-column frame or bag of texts or of paths that workers can read; a bag of
+        arrays.
     y : dask array, series or bag, or array-like, default=None
-        Labels, or target texts, in the partitions of X. An array-like, or a dask array in other chunks, if X is an
-        array of known chunks. None with a bag of ``(x, y)`` or ``(x, y, sample_weight)``, or of plain texts for
-        FaastSeq2Seq.
-    sample_weight : as y, default=None
-        For FaastClassifier.
+        Labels or target texts, with the partitions of X. If X is an array of known chunks, y may also be an array-like
+        or a dask array in other chunks. None if X is a bag of ``(x, y)`` or ``(x, y, sample_weight)`` or, for
+        FaastSeq2Seq, holds plain texts.
+    sample_weight : like y, default=None
+        Weight of each sample, for FaastClassifier only.
 
     Returns
     -------
     estimator
-        The same object, as ``fit`` would have left it, whichever scheduler ran.
+        The same object, in the state that ``fit`` gives, for any scheduler.
 
     Raises
     ------
     InputError, NonFiniteError, BackboneError, MissingDependencyError, DeviceError, OutOfMemoryError
-        As ``fit``; the message names the partition, counted from 0. The estimator is then as it was before the call.
+        As in ``fit``; if a sample is to blame, the message names its partition, counted from 0. The estimator is then
+        as it was before the call.
     ValueError
-        If a parameter is bad.
+        If a parameter is invalid.
 
     Notes
     -----
-    Partitions may be empty, of one class, or without weight. ``class_weight="balanced"`` takes a first pass over y
-    alone. ``verbose=1`` shows Dask's own bar over partitions.
+    A partition may be empty, have a single class, or have only samples of weight zero. ``class_weight="balanced"``
+    takes a first pass to count labels; this pass computes the partitions of X too, but runs no backbone. ``verbose=1``
+    shows Dask's progress bar over partitions.
 
-    Each partition costs what ``partial_fit`` of it costs; of the results, ``8 d²`` bytes each or the rows where they
-    are fewer, as many wait as there are workers and threads, and they leave their worker only when all are done. What a
-    lost worker had learnt is learnt again by the others, and nothing else is.
+    Each partition costs as much as ``partial_fit`` on it. Its moments take ``8 d²`` bytes, or 8 d bytes per row if it
+    has fewer than d rows. At any time, workers hold about one sum per worker and one result per thread. Sums move
+    between workers only after all partitions are done, so that after the loss of a worker, only its own partitions are
+    learnt again.
 
     Examples
     --------
@@ -97,14 +101,14 @@ def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any
 
 
 def partial_fit(estimator: Any, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Any:
-    """Learn more labelled samples that lie in the partitions of Dask collections.
+    """Learn more labelled samples in the partitions of Dask collections.
 
     Parameters
     ----------
     estimator, X, y, sample_weight
-        As in :func:`fit`; the estimator may have learnt before, in any way, or not.
+        As in :func:`fit`; the estimator may be fitted, with or without Dask, or not fitted.
     classes : array-like, default=None
-        Labels to list in ``classes_`` from now on, seen or not.
+        Labels to list in ``classes_`` from now on, even if no sample has them.
 
     Returns
     -------
@@ -130,7 +134,7 @@ def partial_fit(estimator: Any, X: Any, y: Any = None, classes: Any = None, samp
     1797
     """
     reset = not estimator.__sklearn_is_fitted__()
-    known_statistics(estimator)  # what cannot be added to is refused before anything is read
+    known_statistics(estimator)  # raises its errors before any sample is read
     return _learn(estimator, X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
 
@@ -140,15 +144,15 @@ def predict(estimator: Any, X: Any) -> Any:
     Parameters
     ----------
     estimator : FaastClassifier or FaastSeq2Seq
-        Fitted, here or anywhere. It is solved now; what travels to the workers is what predicting takes, without
-        moments.
+        Fitted, with or without Dask. It is solved in this call; workers receive a copy without moments, which holds
+        only what prediction needs.
     X : dask array, dataframe, series or bag of samples
         As in :func:`fit`.
 
     Returns
     -------
     dask array of shape (n,), series with the index of X, or bag
-        Whichever X is; in its partitions, and not computed yet.
+        Lazy, of the kind of X and with its partitions.
 
     Examples
     --------
@@ -166,7 +170,7 @@ def predict(estimator: Any, X: Any) -> Any:
 
 
 def predict_proba(estimator: Any, X: Any) -> Any:
-    """Return calibrated probabilities of each class, lazily.
+    """Return the calibrated probability of each class, lazily.
 
     Parameters
     ----------
@@ -181,7 +185,7 @@ def predict_proba(estimator: Any, X: Any) -> Any:
 
 
 def decision_function(estimator: Any, X: Any) -> Any:
-    """Return the scores of each class, lazily.
+    """Return the score of each class, lazily.
 
     Parameters
     ----------
@@ -191,7 +195,7 @@ def decision_function(estimator: Any, X: Any) -> Any:
     Returns
     -------
     dask array of shape (n, n_classes), dataframe with a column for each of ``classes_``, or bag of arrays
-        Of shape (n,), a series or a bag of numbers when binary, as the estimator's own.
+        When binary, of shape (n,), a series or a bag of numbers, as the estimator's method returns them.
     """
     return _answers(estimator, X, "decision_function")
 
@@ -202,7 +206,7 @@ def _learn(estimator, X, y, sample_weight, *, reset, partial=False, classes=None
     if reset and isinstance(getattr(estimator, "class_weight", None), str) and estimator.class_weight == "balanced":
         counted = [dask.delayed(counts_of_partition, pure=False)(i, *part) for i, part in enumerate(partitions)]
         weights = balanced_weights(dask.compute(*counted))
-    # A task of its own: workers get it once, and a module in memory stays one module.
+    # As a task of its own, the learner is sent to each worker once, and its partitions share a module in memory.
     learner = dask.delayed(LocalLearner.of(estimator, reset=reset, class_weight=weights), pure=False)
     parts = [dask.delayed(moments_of_partition, pure=False)(learner, i, *part) for i, part in enumerate(partitions)]
     client = getattr(get_scheduler(), "__self__", None)
@@ -211,7 +215,7 @@ def _learn(estimator, X, y, sample_weight, *, reset, partial=False, classes=None
 
 
 def _total(parts, verbose):
-    """Add moments up in a tree, within Dask's local schedulers, where no worker is lost."""
+    """Add moments up in a tree, for Dask's local schedulers, which lose no workers."""
     while len(parts) > 1:
         groups = [parts[i : i + _SPLIT_EVERY] for i in range(0, len(parts), _SPLIT_EVERY)]
         parts = [dask.delayed(sum_of_moments, pure=False)(group) for group in groups]
@@ -220,16 +224,16 @@ def _total(parts, verbose):
 
 
 def _total_of_workers(client, parts, verbose):
-    """Add moments up on the worker that has them, as they come, then across workers.
+    """Add the moments of each worker on that worker as they arrive, and the sums across workers at the end.
 
-    In a fixed tree, moments of one worker's partitions would soon be a part of a sum on another, and lost with it.
+    A fixed tree would soon mix moments of several workers, and the loss of one worker would lose work of the others.
     """
     from distributed import as_completed
 
     futures = client.compute(parts)
     bar = _Bar(futures) if verbose else contextlib.nullcontext()
     finished = as_completed(futures)
-    del futures, parts  # whoever holds a future holds its result in a worker's memory
+    del futures, parts  # a worker keeps a result in memory as long as a future refers to it
     sums, adrift = {}, []
     with bar:
         for batch in finished.batches():
@@ -237,9 +241,9 @@ def _total_of_workers(client, parts, verbose):
             while batch:
                 future = batch.pop()
                 if future.status == "error":
-                    future.result()  # raises what the worker raised
+                    future.result()  # raises the worker's error
                 worker = next(iter(where.get(future.key, ())), None)
-                # Its worker was lost just now: it is made again elsewhere, and added at the end.
+                # If its worker was just lost, Dask computes the result again elsewhere; it is added at the end.
                 (adrift if worker is None else arrived.setdefault(worker, [])).append(future)
                 del future
             for worker, some in arrived.items():
@@ -247,7 +251,7 @@ def _total_of_workers(client, parts, verbose):
                     some.append(sums.pop(worker))
                 sums[worker] = some[0] if len(some) == 1 else _added(client, some, worker)
             del arrived, some
-    level = held = [*sums.values(), *adrift]  # held until the end, so that a lost worker costs its own sum only
+    level = held = [*sums.values(), *adrift]  # kept until the end, so that losing a worker loses only its own sum
     while len(level) > 1:
         level = [_added(client, level[i : i + _SPLIT_EVERY]) for i in range(0, len(level), _SPLIT_EVERY)]
     total = level[0].result()
@@ -257,12 +261,12 @@ def _total_of_workers(client, parts, verbose):
 
 def _added(client, futures, worker=None):
     where = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
-    # Before other tasks: what has been added up need not be kept.
+    # These tasks run before others, because they free the memory of the moments that they add up.
     return client.submit(sum_of_moments, futures, pure=False, priority=1, **where)
 
 
 class _Bar:
-    """Dask's own text bar over futures, which would otherwise have the calling thread wait for it."""
+    """Dask's text progress bar over futures, in a thread of its own, because the bar blocks its thread."""
 
     def __init__(self, futures):
         from distributed import progress
@@ -297,7 +301,7 @@ def counts_of_partition(number: Any, X: Any, y: Any, sample_weight: Any) -> Any:
 
 @contextlib.contextmanager
 def _told_of(number):
-    """Name the partition in errors; those of the library take a message and nothing else."""
+    """Add the number of the partition to the messages of the library's errors."""
     try:
         yield
     except FaastError as error:
@@ -306,31 +310,32 @@ def _told_of(number):
 
 @functools.cache
 def _turns():
-    """Return a semaphore that as many threads may hold at once as leaves each of them the cores that it needs."""
+    """Return a semaphore for as many threads as can run torch at once without sharing cores."""
     return threading.BoundedSemaphore(max(1, CPU_COUNT // torch.get_num_threads()))
 
 
 def _unzipped(X, y, sample_weight):
-    """Split the pairs, or triples, of a bag without y."""
+    """Split the partition of a bag of pairs or triples into X, y and weights; return any other unchanged."""
     if y is None and isinstance(X, list) and X and isinstance(X[0], tuple):
         width = len(X[0])
         if width not in (2, 3) or any(not isinstance(item, tuple) or len(item) != width for item in X):
-            raise InputError("X holds tuples, expected (x, y) or (x, y, sample_weight), of one kind.")
+            raise InputError("X holds tuples of other forms; expected (x, y) or (x, y, sample_weight) throughout.")
         X, y, *rest = (list(column) for column in zip(*X, strict=True))
         sample_weight = rest[0] if rest else sample_weight
     return X, y, sample_weight
 
 
 def _partitions(X, y, sample_weight):
-    """Return (X, y, sample_weight) for each partition, delayed, or None where there is none."""
+    """Return (X, y, sample_weight) for each partition as delayed objects; None for what was not given."""
     X = _whole_rows(X, "X")
     given = [X, _as_partitioned(y, X, "y"), _as_partitioned(sample_weight, X, "sample_weight")]
     for name, values in zip(("y", "sample_weight"), given[1:], strict=True):
         if values is not None and values.npartitions != X.npartitions:
             raise InputError(
-                f"X has {X.npartitions} partitions and {name} has {values.npartitions}; give both the same ones."
+                f"X has {X.npartitions} partitions and {name} has {values.npartitions}; give both the same partitions."
             )
-    # Together, so that what loads samples and labels at once is not fused into each of them and run twice.
+    # They are optimised together: otherwise a task that loads both samples and labels would be fused into the graph of
+    # each and run twice.
     kinds = {i: values for i, values in enumerate(given) if isinstance(values, (dask.array.Array, dask.bag.Bag))}
     for i, values in zip(kinds, dask.optimize(*kinds.values()), strict=True):
         given[i] = values
@@ -343,22 +348,22 @@ def _delayed(values):
 
 
 def _whole_rows(values, name):
-    """Return a collection with whole samples in its partitions."""
+    """Return the collection with chunks along the first axis only, so that partitions hold whole samples."""
     if isinstance(values, dask.array.Array):
         if values.ndim == 0:
-            raise InputError(f"{name} is a dask array without axes; expected samples along the first.")
+            raise InputError(f"{name} is a dask array without axes; expected samples along the first axis.")
         return (
             values
             if values.numblocks[1:] == (1,) * (values.ndim - 1)
             else values.rechunk(dict.fromkeys(range(1, values.ndim), -1))
         )
     if isinstance(values, dask.bag.Bag):
-        return values.map_partitions(list)  # some yield their samples once only
+        return values.map_partitions(list)  # the partitions of some bags are iterators
     if _is_frame(values):
         return values
     raise InputError(
-        f"{name} is a {type(values).__name__}, expected a dask array, dataframe, series or bag; what lies in this "
-        "process is for the estimator's own methods."
+        f"{name} is a {type(values).__name__}, expected a dask array, dataframe, series or bag; for data in this "
+        "process, use the estimator's own methods."
     )
 
 
@@ -367,13 +372,13 @@ def _is_frame(values):
 
 
 def _as_partitioned(values, X, name):
-    """Return labels or weights in the partitions of X, as far as that can be told without computing."""
+    """Return labels or weights with the partitions of X, as far as these are known without computing them."""
     if values is None:
         return None
     if not dask.is_dask_collection(values):
         if not isinstance(X, dask.array.Array) or np.isnan(X.shape[0]):
             raise InputError(
-                f"{name} is a {type(values).__name__}, and how many samples each partition of X has is not known here; "
+                f"{name} is a {type(values).__name__}, but the number of samples in each partition of X is not known; "
                 f"pass {name} as a dask collection with the partitions of X (a column of the same dataframe, a bag of "
                 "(x, y)), or call X.compute_chunk_sizes() on an array."
             )
@@ -396,7 +401,7 @@ def _refuse_other_length(values, X, name):
 def _answers(estimator, X, method):
     check_is_fitted(estimator)
     X = _whole_rows(X, "X")
-    # By name and not bound: the workers' copy of the estimator stays one object for all partitions.
+    # A method name and not a bound method, so that a worker has one copy of the estimator for all partitions.
     small = dask.delayed(predictor(estimator), pure=False)
     classes = getattr(estimator, "classes_", None)
     wide = method == "predict_proba" or (method == "decision_function" and len(classes) > 2)

@@ -1,7 +1,7 @@
-"""Cross-validation along a path of regularisers from the statistics of the folds.
+"""Cross-validation of many regularisation strengths from the moments of the folds.
 
-The moments of all folds but one follow from those of the folds, so one pass over the data and one eigendecomposition
-per fold give the held-out error at every strength, exactly as refitting would.
+Moments add up, so those of all folds but one need no further pass over the samples. One pass and one
+eigendecomposition per fold give the held-out error at every strength, with the same result as refitting.
 """
 
 import functools
@@ -32,16 +32,16 @@ _PINV_ALPHAS = np.linspace(0.1, 1.3, 25)
 def kfold_errors(
     folds: Sequence, alphas: Any, *, solver: Literal["ridge", "pinv"] = "ridge", intercept: bool = True
 ) -> np.ndarray:
-    """Mean squared error of held-out one-hot targets, for each fold and strength, from moments alone.
+    """Return the mean squared error of held-out one-hot targets for each fold and strength, from moments alone.
 
-    For rows i of fold k it is ``Σᵢ ‖vᵢ − ŷᵢ‖² / nₖ`` with ``ŷ`` of the weights learnt from all other folds; with
-    G, X and t the second moments of the fold's keys and values about the means of the others,
-    ``nₖ · error = t − 2 tr WᵀX + tr WᵀGW``.
+    For the rows i of fold k, the error is ``Σᵢ ‖vᵢ − ŷᵢ‖² / nₖ``, where the weights W that predict ``ŷᵢ`` are learnt
+    from all other folds. If G, X and t are the second moments of the fold's keys and values about the means of the
+    other folds, then ``nₖ · error = t − 2 tr WᵀX + tr WᵀGW``.
 
     Parameters
     ----------
     folds : sequence of ClassMoments
-        Of disjoint rows; at least two.
+        Moments of disjoint rows; at least two folds.
     alphas : array-like of shape (a,)
         As in :func:`~faast_sklearn.solvers.solve_ridge` or ``solve_pinv``.
     solver : {"ridge", "pinv"}, default="ridge"
@@ -50,7 +50,7 @@ def kfold_errors(
     Returns
     -------
     ndarray of shape (n_folds, a)
-        At a cost of one eigendecomposition, O(d³), and O(d² min(a c, 2 d)) for each fold.
+        The cost per fold is one eigendecomposition, O(d³), and O(d² min(a c, 2 d)).
 
     Examples
     --------
@@ -71,12 +71,13 @@ def kfold_errors(
 
 
 def _left_out(folds) -> Iterator[Any]:
-    """Yield for each fold the moments of all others."""
+    """Yield, for each fold, the moments of all other folds."""
     whole = sum(folds[1:], start=folds[0])
     if not whole.scatter.is_factored:
         yield from (whole - fold for fold in folds)
         return
-    # Few rows stay rows when they are added, so that the solve stays as small as they are; subtracted they are squared.
+    # With few rows, moments hold the rows themselves and the solve is small. A sum of such moments does so too, but a
+    # difference would form the d×d matrix.
     before, after = list(itertools.accumulate(folds)), list(itertools.accumulate(folds[::-1]))[::-1]
     yield after[1]
     yield from (before[k - 1] + after[k + 1] for k in range(1, len(folds) - 1))
@@ -112,7 +113,8 @@ def _held_out_errors(train, fold, alphas, solver, intercept):
 def _about_others(train, fold, intercept):
     """Return a fold's second moments of keys with values (d, c) and of values, and the mean of its keys (d,).
 
-    All are about what the other folds, of the same classes, take for zero.
+    With ``intercept``, all are about the means of the other folds; without it, about zero. ``train`` holds the moments
+    of the other folds, with the same classes.
     """
     counts = torch.as_tensor(fold.counts, device=fold.scatter.device)
     shares = torch.as_tensor(train.counts / train.weight * intercept, device=counts.device)
@@ -129,10 +131,12 @@ class AlphaPath:
     Attributes
     ----------
     cv_results_ : dict
-        As of scikit-learn's ``GridSearchCV``: ``params``, ``param_alpha``, ``split{i}_test_score``,
-        ``mean_test_score``, ``std_test_score``, ``rank_test_score``; the strongest regulariser comes last.
+        As in scikit-learn's ``GridSearchCV``: ``params``, ``param_alpha``, ``split{i}_test_score``,
+        ``mean_test_score``, ``std_test_score``, ``rank_test_score``. The strongest regularisation comes last.
     scoring : str
+        Name of the score.
     n_splits_ : int
+        Number of folds.
     """
 
     cv_results_: dict
@@ -141,12 +145,12 @@ class AlphaPath:
 
     @property
     def best_index_(self) -> int:
-        """Position of the best mean score; of equals the strongest regulariser."""
+        """Position of the best mean score; among equal scores, that of the strongest regularisation."""
         return int(np.flatnonzero(self.cv_results_["rank_test_score"] == 1)[-1])
 
     @property
     def best_alpha_(self) -> float:
-        """The alpha of the best mean score."""
+        """The alpha with the best mean score."""
         return float(self.cv_results_["param_alpha"][self.best_index_])
 
     @property
@@ -166,24 +170,24 @@ def alpha_path(
     scoring: Literal["neg_squared_error", "accuracy", "neg_log_loss"] = "neg_squared_error",
     sample_weight: Any = None,
 ) -> "AlphaPath":
-    """Cross-validate a :class:`~faast_sklearn.FaastClassifier` at many alphas at the cost of one pass.
+    """Cross-validate a :class:`~faast_sklearn.FaastClassifier` at many alphas, with one or two passes over the samples.
 
     Parameters
     ----------
     estimator : FaastClassifier
-        Not changed; its ``alpha`` is ignored, all else counts.
+        It is not changed. Its ``alpha`` is ignored; all other parameters apply.
     X, y : samples and labels
-        As in ``fit``; not an iterator.
+        As in ``fit``, but not an iterator.
     alphas : array-like of shape (a,), optional
-        Default: 25 from 1e-4 to 100, or from 0.1 to 1.3 with ``solver="pinv"``.
+        By default 25 values from 1e-4 to 100, or from 0.1 to 1.3 with ``solver="pinv"``.
     cv : int or splitter, default=5
-        Its test folds must be disjoint and cover all samples (KFold, StratifiedKFold, GroupKFold, ...): a fold is
-        left out of the sums. An integer means stratified folds.
+        Its test folds must be disjoint and cover all samples, as those of KFold, StratifiedKFold and GroupKFold do,
+        because the moments of a fold are left out of a sum. An integer is a number of stratified folds.
     groups : array-like of shape (n,), optional
-        For splitters that need them.
+        Groups of samples, for splitters that need them.
     scoring : {"neg_squared_error", "accuracy", "neg_log_loss"}, default="neg_squared_error"
-        The squared error of one-hot targets needs the statistics alone; the others look at the held-out samples
-        once more, at best from a cache.
+        The squared error of one-hot targets needs only the statistics. The other two need a second pass over the
+        samples, for which a ``cache`` of the estimator saves the backbone.
     sample_weight : array-like of shape (n,), optional
 
     Returns
@@ -193,10 +197,10 @@ def alpha_path(
     Raises
     ------
     InputError
-        If X is read only once or the folds overlap.
+        If X can be read only once, or the test folds overlap or leave out samples.
     ValueError
-        If ``scoring`` is none of the three, an alpha is not finite and non-negative, or the estimator has
-        ``class_weight="balanced"``, which needs all rows at once.
+        If ``scoring`` is not one of the three, an alpha is not finite or is negative, or the estimator has
+        ``class_weight="balanced"``, which needs all labels at once.
 
     Examples
     --------
@@ -234,7 +238,10 @@ def alpha_path(
 
 
 def _errors_of_problems(problem, folds, alphas, *, solver, intercept):
-    """Return what ``kfold_errors`` does, where a solve scales layers or adds class vectors by what it learns from."""
+    """Return the errors that ``kfold_errors`` returns, for solves that scale layers or learn class vectors.
+
+    The scales and the weights of the vectors depend on the training folds, so each fold is solved on its own.
+    """
     errors = []
     for train, fold in zip(_left_out(folds), folds, strict=True):
         train.keep()
@@ -245,11 +252,11 @@ def _errors_of_problems(problem, folds, alphas, *, solver, intercept):
 
 
 def _error_of(solution, scales, train, fold, intercept):
-    """Return the mean squared error that weights learnt from ``train`` make on the rows of ``fold``."""
+    """Return the mean squared error of the weights learnt from ``train`` on the rows of ``fold``."""
     train, fold = scales.moments(train), scales.moments(fold)
     fold = fold.reindexed(np.union1d(train.classes, fold.classes))
     train, weights = train.reindexed(fold.classes), solution.weights
-    if weights.shape[1] < len(fold.classes):  # a class of the fold that was not learnt
+    if weights.shape[1] < len(fold.classes):  # the fold has a class that is not in train
         at = torch.as_tensor(np.flatnonzero(train.rows), device=weights.device)
         weights = weights.new_zeros((len(weights), len(fold.classes))).index_copy_(1, at, weights)
     cross, total, shift = _about_others(train, fold, intercept)
@@ -303,13 +310,13 @@ def _fold_of(splitter, n, y, groups):
 
 
 def _results(alphas, scores, ascending):
-    # The strongest comes last, so that ties go to it.
+    # The strongest regularisation comes last, where best_index_ looks first among equal scores.
     order = np.arange(len(alphas)) if ascending else np.arange(len(alphas))[::-1]
     alphas, scores = alphas[order], scores[:, order]
     mean = scores.mean(0)
     results = {"params": [{"alpha": float(alpha)} for alpha in alphas], "param_alpha": np.ma.array(alphas)}
     for k, row in enumerate(scores):
         results[f"split{k}_test_score"] = row
-    # Equal up to rounding is equal.
+    # Scores that differ only by rounding have the same rank.
     rank = rankdata(-np.round(mean, 12), method="min").astype(np.int32)
     return results | {"mean_test_score": mean, "std_test_score": scores.std(0), "rank_test_score": rank}

@@ -266,7 +266,7 @@ FAILURES = {
         "Partition 5: X has 297 samples and y has 298",
     ),
     "partitions": (lambda: (frames(5)[PIXELS], frames(3).label), InputError, "X has 5 partitions and y has 3"),
-    "array beside a frame": (lambda: (frames()[PIXELS], Y), InputError, "how many samples each partition of X has"),
+    "array beside a frame": (lambda: (frames()[PIXELS], Y), InputError, "number of samples in each partition of X"),
     "list beside unknown": (lambda: (unknown(X), Y), InputError, "compute_chunk_sizes"),
     "rows": (lambda: (X, Y), InputError, "X is a ndarray, expected a dask array"),
     "no labels": (lambda: (blocks(X),), InputError, "requires y"),

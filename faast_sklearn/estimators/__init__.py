@@ -1,4 +1,4 @@
-"""The estimators: each reads samples, learns moments, and solves when first asked."""
+"""The estimators. Those that learn keep moments of the samples and solve for the weights on first use."""
 
 from faast_sklearn.estimators.classifier import FaastClassifier
 from faast_sklearn.estimators.features import BackboneFeatures

@@ -1,4 +1,4 @@
-"""What the estimators share: a frozen backbone that is opened when needed, and statistics that come and go."""
+"""What all estimators share: they open a frozen backbone when it is needed, and they add and subtract statistics."""
 
 import copy
 import warnings
@@ -28,31 +28,31 @@ from faast_sklearn.inputs.samples import count_samples
 
 __all__ = ["RUN_PARAMETERS", "FrozenBackboneMixin", "LearningMixin"]
 
-# Parameters that say how to run, not what is learnt.
+# Parameters that decide how an estimator runs, but not what it learns.
 RUN_PARAMETERS = ("batch_size", "device", "dtype", "cache", "verbose")
 
 
 class FrozenBackboneMixin:
-    """What every estimator with a ``backbone`` parameter shares.
+    """Base of every estimator with a ``backbone`` parameter.
 
-    The estimator keeps what it was given, opens it when there is work, and shares it with its copies: neither
-    ``clone`` nor ``copy.deepcopy`` ever copies a module.
+    The estimator keeps the parameter as it was given and opens the backbone when it is needed. Copies share the
+    backbone: neither ``clone`` nor ``copy.deepcopy`` copies a module.
     """
 
-    # Parameters that decide what samples are turned into, so that statistics of different values do not add up.
+    # Parameters that determine the features: statistics learnt with different values cannot be added.
     _decides_statistics: tuple[str, ...] = ("backbone", "dtype", "layers", "views")
 
     def _reader(self, X, what, facts, *, normalize=False):
-        """Return what turns X into rows of features, for one call.
+        """Return the reader that turns samples into rows of features, for one call.
 
         Parameters
         ----------
         X : samples
-            Only to count them, for the progress bar.
+            The progress bar needs their number; nothing is read.
         what : str
-            In front of the bar.
+            Text in front of the progress bar.
         facts : dict
-            What is known of samples learnt before; empty to begin anew.
+            Facts about the samples learnt before; empty for a new start.
         normalize : bool, default=False
             Scale features to unit length.
         """
@@ -67,7 +67,7 @@ class FrozenBackboneMixin:
         return BackboneReader(self._to_read(opened), in_memory, name, facts, report=report, **how)
 
     def _check_run_parameters(self):
-        # Refused also where there is no backbone to use them.
+        # Wrong values raise an error even if there is no backbone that would use them.
         as_cache(getattr(self, "cache", None))
         check_batch_size(getattr(self, "batch_size", "auto"))
         check_verbosity(getattr(self, "verbose", 0))
@@ -76,18 +76,18 @@ class FrozenBackboneMixin:
         return Report(verbose=self.verbose, description=what, total=count_samples(X))
 
     def _facts(self):
-        """Return what is known of samples that were learnt, by attribute."""
+        """Return the facts about the samples learnt, as a dict from attribute names to values."""
         return {name: self.__dict__[name] for name in FACTS if name in self.__dict__}
 
     def _open_backbone(self):
         return as_handle(self.backbone).open(self.device, self.dtype)
 
     def _to_read(self, opened):
-        """Return an open backbone as samples are read through it: with inner layers and views."""
+        """Return the open backbone with the inner layers and views that the parameters ask for."""
         return with_views(with_layers(opened, self.layers), self.views)
 
     def _open_as_saved(self):
-        """Open the backbone; warn, once, if its weights are not those that a saved file was learnt with."""
+        """Open the backbone; warn once if its weights differ from those that the saved estimator learnt with."""
         opened = self._open_backbone()
         saved = self.__dict__.get("_saved_backbone")
         if saved is not None and "_compared_backbone" not in self.__dict__:
@@ -106,13 +106,13 @@ class FrozenBackboneMixin:
         return {name: getattr(self, name) for name in self._decides_statistics}
 
     def _refuse_changes(self, *names):
-        """Raise InputError if a parameter is not what it was when something was learnt, by default any of them."""
+        """Raise InputError if one of the named parameters (by default, any) has changed since samples were learnt."""
         before, now = self.__dict__.get("_learnt_with", {}), self._settings_of_statistics()
         for name in names or before:
             if name in before and not self._is_as_before(name, before[name], now[name]):
                 raise InputError(
                     f"{name} was {shortened(before[name], 120)} when this {type(self).__name__} learnt and is "
-                    f"{shortened(now[name], 120)} now, so that what was learnt does not fit; set it back "
+                    f"{shortened(now[name], 120)} now, so the statistics learnt before do not match it; set it back "
                     "with set_params, or call fit."
                 )
 
@@ -131,11 +131,11 @@ class FrozenBackboneMixin:
         try:
             return _computes(self._open_backbone()) == _computes(there._open_backbone())
         except FaastError:
-            return False  # one of them is not there any more
+            return False  # one of the two can no longer be opened
 
     def _reads_rows(self):
-        """Whether X may be a plain two-dimensional array: without a backbone, or with a module that takes arrays."""
-        # A handle of a named model has no module.
+        """Whether X may be a two-dimensional array: there is no backbone, or it is a module that takes arrays."""
+        # The handle of a named model has no attribute ``module``.
         return self.backbone is None or isinstance(getattr(self.backbone, "module", self.backbone), torch.nn.Module)
 
     def __sklearn_clone__(self):
@@ -150,7 +150,7 @@ class FrozenBackboneMixin:
         return twin
 
     def __getstate__(self):
-        # A copy: another thread may publish while this is pickled, and all attributes have to be of one time.
+        # A copy, because another thread may publish during pickling, and all attributes must be from one state.
         return dict(super().__getstate__())
 
     def __deepcopy__(self, memo):
@@ -163,11 +163,13 @@ class FrozenBackboneMixin:
 
 
 class LearningMixin(FrozenBackboneMixin):
-    """What the estimators that learn share: all that they know is a sum of statistics, put in place in one step.
+    """Base of the estimators that learn: all that they keep is a sum of statistics, which a change replaces at once.
 
-    A subclass says how to check its parameters, ``_check_params(partial)``; how samples are read,
-    ``_read(X, y, sample_weight, what, facts, stream) -> Statistics``; and what follows from statistics,
-    ``_state_of(statistics) -> dict`` of attributes, with the ``_problem`` to be solved when first asked.
+    A subclass defines four methods. ``_check_params(partial)`` checks the parameters.
+    ``_read(X, y, sample_weight, what, facts, stream)`` returns the ``Statistics`` of samples.
+    ``_refuse_nothing(statistics)`` raises InputError if ``fit`` has nothing to learn from.
+    ``_state_of(statistics)`` returns a dict of attributes; among them is the ``_problem``, which is solved on first
+    access.
     """
 
     _problem: Any
@@ -185,20 +187,20 @@ class LearningMixin(FrozenBackboneMixin):
         raise NotImplementedError
 
     def _learn(self, X, y, sample_weight=None, *, reset, partial=False, classes=None):
-        """Learn samples, anew or beside all that is known."""
+        """Add the statistics of samples to those learnt before, or with ``reset`` replace these."""
         self._check_params(partial)
         with changing(self):
             known = None if reset or not self.__sklearn_is_fitted__() else self._known(opened=True)
             what = "partial_fit" if partial else "fit"
             learnt = self._read(X, y, sample_weight, what, {} if known is None else known.facts, stream=partial)
-            if not partial:  # a stream may begin with samples that teach nothing as well as go on with them
+            if not partial:  # one batch of a stream may have only samples of weight zero
                 self._refuse_nothing(learnt)
             learnt = learnt if classes is None else learnt.declaring(classes)
             self._publish(learnt if known is None else known + learnt, anew=known is None)
         return self
 
     def _unlearn(self, X, y, sample_weight=None):
-        """Take samples away that were learnt."""
+        """Subtract the statistics of samples that were learnt before."""
         check_is_fitted(self)
         self._check_params(partial=True)
         with changing(self):
@@ -207,9 +209,9 @@ class LearningMixin(FrozenBackboneMixin):
         return self
 
     def _known(self, *, opened=False):
-        """Return all that was learnt, for more to be added to it or taken from it.
+        """Return the statistics of everything learnt, to which others can be added or from which they are subtracted.
 
-        With ``opened`` the backbone is opened first, so that one that cannot be is said to be so.
+        With ``opened``, the backbone is opened first, so that a backbone that cannot be opened raises its own error.
         """
         if opened and self.backbone is not None:
             self._open_as_saved()
@@ -217,7 +219,10 @@ class LearningMixin(FrozenBackboneMixin):
         return Statistics(self._problem.moments, self._facts(), self.__dict__.get("_declared", np.array([])))
 
     def _publish(self, statistics, *, anew=False):
-        """Make statistics what is known, as the last step of a change; nothing is solved yet."""
+        """Replace what is known by ``statistics``, as the last step of a change; nothing is solved yet.
+
+        With ``anew``, facts about the samples learnt before are deleted.
+        """
         state = self._state_of(statistics)
         if anew:
             for name in (*FACTS, "_saved_backbone", "_compared_backbone"):
@@ -225,7 +230,7 @@ class LearningMixin(FrozenBackboneMixin):
         self.__dict__.update({**statistics.facts, **state, "_learnt_with": self._settings_of_statistics()})
 
     def _current(self):
-        """Return the problem that predictions follow from."""
+        """Return the problem whose solution gives the predictions; raise NotFittedError if nothing was learnt."""
         if "_problem" not in self.__dict__:
             raise NotFittedError(
                 f"This {type(self).__name__} instance is not fitted yet. Call 'fit' or 'partial_fit' first."

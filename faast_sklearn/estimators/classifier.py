@@ -34,97 +34,102 @@ __all__ = ["FaastClassifier"]
 
 
 class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator):
-    """Classifier that compiles labelled examples into fast weights by one closed-form solve.
+    """Classifier that turns labelled samples into fast weights by one closed-form solve.
 
-    A frozen backbone turns samples into features; ``fit`` streams them into sufficient statistics and solves once;
-    ``predict`` is one backbone pass and one small product. There are no gradients, no epochs and no stored
-    examples: ``partial_fit`` adds statistics, in any order and split to the same result, and ``forget`` takes them
-    away again.
+    A frozen backbone turns samples into features. ``fit`` adds them up to sufficient statistics, and the first
+    prediction solves for the weights once. ``predict`` needs one backbone pass and one small matrix product. There are
+    no gradients, no epochs and no stored samples. ``partial_fit`` adds statistics, with the same result for any order
+    and split of the samples, and ``forget`` subtracts them again.
 
-    With ``solver="ridge"`` the objective is ``‖(K − 1μᵀ) W − (V − 1v̄ᵀ)‖² + λ‖W‖²`` for features K and one-hot
-    labels V, read out as a regularised linear discriminant with calibrated probabilities. ``solver="pinv"`` is
-    the truncated pseudo-inverse of Bao et al. [1]_, read out as it stands; their setting is ``solver="pinv",
-    alpha=0.8, normalize=True, fit_intercept=False``.
+    ``solver="ridge"`` minimises ``‖(K − 1μᵀ) W − (V − 1v̄ᵀ)‖² + λ‖W‖²`` for features K and one-hot labels V. The
+    weights give a regularised linear discriminant with calibrated probabilities. ``solver="pinv"`` is the truncated
+    pseudo-inverse of Bao et al. [1]_, whose scores are used directly; their setting is ``solver="pinv", alpha=0.8,
+    normalize=True, fit_intercept=False``.
 
     Parameters
     ----------
     backbone : None, str, path, handle, torch.nn.Module or (module, preprocess), default=None
-        ``None``: X is features already, (n, d). ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, a local
-        folder, a handle made with :func:`~faast_sklearn.backbone`, or a module in memory. It is opened when first
-        needed, once a process, and never trained or changed.
+        ``None``: X already holds features, (n, d). Otherwise ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``,
+        ``"bundled:NAME"``, a local folder, a handle made with :func:`~faast_sklearn.backbone`, or a module in memory.
+        It is opened on first use, once per process, and never trained or changed.
     solver : {"ridge", "pinv"}, default="ridge"
         The spectral filter.
     alpha : "auto" or float, default="auto"
-        Ridge: the penalty relative to the mean eigenvalue of the scatter matrix, ``λ = alpha · trace / d``. Pinv:
-        singular values below ``σ_max · N ** -alpha`` are dropped. "auto" takes the least generalised
-        cross-validation error along a path, from the statistics alone.
+        Strength of the regularisation. Ridge: the penalty relative to the mean eigenvalue of the scatter matrix,
+        ``λ = alpha · trace / d``. Pinv: singular values below ``σ_max · N ** -alpha`` are dropped. "auto" minimises the
+        generalised cross-validation error over a grid of strengths, from the statistics alone.
     values : {"onehot", "text"}, array-like of shape (n_classes, m) or dict, default="onehot"
-        What each class is associated with. "text": the embedding of its label by the backbone, a dual encoder or a
-        text encoder. An array has one row for each of ``classes_``; a dict maps labels to vectors, or to texts to be
-        embedded. Where the backbone reads images, labels and texts are embedded as the paper does, "A photo of a
-        {label}."; a list of texts is embedded as it stands, and averaged. The answer is the class whose vector is
-        nearest, by cosine, to what the fast weights recall.
+        The vector of each class. "text": the backbone, a dual encoder or a text encoder, embeds the class label. An
+        array has one row for each of ``classes_``. A dict maps labels to vectors, or to texts that the backbone embeds.
+        If the backbone reads images, a label or text is embedded in the prompt of the paper, "A photo of a {label}.";
+        a list of texts is embedded unchanged and averaged. The fast weights map features to these vectors, and the
+        prediction is the class whose vector is nearest by cosine, unless a prior makes the vectors examples (below).
     prior_strength : float or "auto", default=0.0
-        N0: how many examples the class vectors are worth together. Under ridge with an intercept each vector is learnt
-        as an example of its class with the weight N0 / n_classes; "auto" takes from the statistics how near vectors are
-        to the means of their classes. With ``solver="pinv"`` or without an intercept, N0 of the paper: the zero-shot
-        prediction, by the cosine between features and class vectors, is mixed with what was learnt, of weight
-        ``r = N / (N0 + N)``; "auto" takes the N0 of the least expected left-out log-loss. Without effect on one-hot
-        values.
+        N0: the number of training samples that all class vectors together count for. For ridge with an intercept, each
+        vector is learnt as an example of its class with the weight N0 / n_classes; "auto" estimates the weight from
+        the distances between vectors and class means. With ``solver="pinv"`` or without an intercept, N0 is that of
+        the paper: the zero-shot scores, cosines of features and class vectors, are mixed with the learnt scores, which
+        get the weight ``r = N / (N0 + N)``; "auto" minimises the expected left-out log-loss. It has no effect on
+        one-hot values.
     layers : "auto", "last" or int, default="auto"
-        What one pass of the backbone gives: the features of its last layer ("last"), or with them those of that many
-        inner layers: of the last stages of a convolutional network mean, maximum and deviation over the positions, of
-        the last blocks of a transformer the mean over the tokens. "auto" reads up to three inner layers and 4,096
-        features, and leaves the inner ones out of the solve where the statistics say that the last one alone tells
-        more. Statistics grow with the square of the number of features, and the solve with its cube.
+        Layers of the backbone whose features one pass returns. "last" is the last layer. A number adds that many inner
+        layers: mean, maximum and standard deviation over the positions for the last stages of a convolutional network,
+        the mean over the tokens for the last blocks of a transformer. "auto" reads up to three inner layers and 4,096
+        features, and solves without the inner ones if the statistics predict a smaller error for the last layer alone.
+        Statistics grow with the square of the number of features, the time of the solve with its cube.
     views : int, default=1
-        Images: over how many views features are averaged, in ``fit`` and ``predict`` alike, at the cost of one pass
-        each: 2 adds the mirror image, up to 6 small shifts. Not for what a mirror changes, such as digits and texts.
+        Images: number of views over which features are averaged, in ``fit`` and ``predict`` alike, at the cost of one
+        pass per view. 2 adds the mirror image, 3 to 6 add small shifts. Keep 1 if mirroring changes what an image
+        shows, as for digits and written text.
     normalize : bool, default=False
-        Scale features to unit L2 norm, as a prior and text values always do.
+        Scale features to unit L2 norm, separately for each statistic of each layer. A prior and ``values="text"`` do
+        this too.
     fit_intercept : bool, default=True
-        Centre features and targets. Without it scores are ``x W``, and their argmax is the prediction.
+        Centre features and targets. Without an intercept, scores are ``x W``, and their argmax is the prediction.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, multiplied into ``sample_weight``; labels that a dict does not name weigh 1. What it
-        names has to be a label, unless it names all others too, or (in ``partial_fit``) may come later.
-        "balanced" needs all labels at once and is refused by ``partial_fit``.
+        Weight per class, multiplied into ``sample_weight``; a class that the dict does not name has weight 1. Keys
+        have to be labels of the training samples. Other keys are allowed if the dict names all labels, and in
+        ``partial_fit``, where such labels may follow. "balanced" needs all labels at once, so ``partial_fit`` and
+        ``forget`` refuse it.
     batch_size : int or "auto", default="auto"
-        Samples a forward pass of the backbone; halved where memory is short.
+        Samples per forward pass of the backbone; halved when memory is short.
     device : None, "auto", str or torch.device, default=None
-        ``None`` runs a backbone on the best device there is; ready features stay where they are.
+        ``None`` runs a backbone on the best available device; ready features stay where they are.
     dtype : "auto", str or torch.dtype, default="auto"
-        Of the backbone: bfloat16 on GPUs that have it, float32 elsewhere. Statistics are always float64.
+        Of the backbone. "auto": bfloat16 on GPUs that support it, float32 elsewhere. Statistics are always float64.
     cache : None, "memory", directory or FeatureCache, default=None
-        Where the features of each sample are kept, so that it is encoded once, see
-        :class:`~faast_sklearn.FeatureCache`. With any of them, fits to the same rows share moments and decompositions
-        too, as in a search over ``alpha``.
+        Where the features of each sample are stored, so that the backbone encodes it once; see
+        :class:`~faast_sklearn.FeatureCache`. With a cache, fits to the same samples, as in a search over ``alpha``,
+        also share moments and decompositions.
     verbose : int, default=0
         1 shows a progress bar on stderr.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Labels, sorted: the columns of scores and probabilities.
+        Sorted labels: the columns of scores and probabilities.
     coef_ : ndarray of shape (n_classes, d) or (1, d) when binary
-        ``decision_function(X) == features @ coef_.T + intercept_``, for features of unit length with ``normalize``.
+        ``decision_function(X) == features @ coef_.T + intercept_``; with ``normalize``, features have unit length.
     intercept_ : ndarray of shape (n_classes,) or (1,)
-    alpha_ : float
-        The regulariser used.
-    solver_ : {"cholesky", "tridiagonal", "eigh"}
-        The factorisation that was used.
-    condition_ : float
+    alpha_ : float or None
+        The strength of the regularisation that was used; None without examples.
+    solver_ : {"cholesky", "tridiagonal", "eigh"} or None
+        The factorisation that was used; None without examples.
+    condition_ : float or None
         Condition number of the solve: ``(λ_max + penalty) / (λ_min + penalty)`` of the scatter matrix for ridge,
-        ``λ_max`` to the smallest eigenvalue kept for pinv, at least 1; an estimate where ``solver_`` is "cholesky".
-        Rounding may change about ``condition_ · 2**-53 · √N`` of the scores; where that is more than a thousandth,
-        :class:`~faast_sklearn.errors.ConditionWarning` says why and what to do.
+        ``λ_max`` to the smallest eigenvalue kept for pinv, at least 1; an estimate if ``solver_`` is "cholesky"; None
+        without examples. Rounding may change scores by about ``condition_ · 2**-53 · √N``, relative to the targets; if
+        that exceeds 0.001, :class:`~faast_sklearn.errors.ConditionWarning` gives the reason and the remedy.
+    reads_inner_layers_ : bool
+        Whether predictions use inner layers of the backbone.
     prior_strength_ : float
         The N0 used; infinite while there are no examples.
     moments_ : ClassMoments
-        All that is known of what was learnt.
+        Statistics of everything learnt.
     n_samples_seen_ : int
-        Rows of positive weight learnt and not forgotten.
+        Samples of positive weight learnt and not forgotten.
     n_features_in_ : int
-        Number of features d, of X or of the backbone.
+        Number of columns of X, or of features if X holds raw samples.
     feature_names_in_ : ndarray of shape (d,)
         Column names of a DataFrame of ready features.
     device_ : str
@@ -132,9 +137,9 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
     Notes
     -----
-    Learning n rows costs O(n d²) and keeps 8 d² bytes, or 8 n d while n < d. The solve costs O(d³), O(n² d) while
-    n < d; it runs once, when a prediction or a coefficient is first asked for after a change. Predicting costs
-    O(d c) a row, however many rows were learnt.
+    Learning n rows costs O(n d²) and keeps 8 d² bytes, or 8 n d while n < d. The solve costs O(d³), or O(n² d) while
+    n < d. It runs once after a change, at the first prediction or access to a coefficient. Predicting costs O(d c) per
+    row, whatever number of rows was learnt.
 
     Probabilities are posteriors of Gaussian classes at a temperature that minimises the expected left-out log-loss;
     :mod:`faast_sklearn.readout` has the formulas.
@@ -160,7 +165,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     0.95
     """
 
-    # What files hold; devices, modules and caches never go in.
+    # Attributes that files hold; devices, modules and caches are never saved.
     _saved_state: ClassVar = {
         "_problem": ReadoutProblem.record(),
         "_declared": Labels(),
@@ -213,15 +218,16 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         Parameters
         ----------
         X : samples, or an iterable of batches
-            Features (n, d) without a backbone; images, paths or texts with one, see
+            Without a backbone, features (n, d); with one, images, paths or texts, see
             :func:`~faast_sklearn.inputs.as_samples`. An iterator or DataLoader yields ``(X, y)`` or
-            ``(X, y, sample_weight)`` and is read once, in memory that does not grow with it. None, with the names of
-            the classes as y, learns nothing: predictions are zero-shot.
+            ``(X, y, sample_weight)``; it is read once, in memory that does not grow with its length. If X is None, y
+            lists the class names; nothing is learnt, and ``values`` give zero-shot predictions.
         y : array-like of shape (n,)
-            Labels: strings, integers or booleans. None for iterables and datasets that bring their own.
+            Labels: strings, integers or booleans. None for iterables and datasets that contain labels.
         sample_weight : array-like of shape (n,), optional
-            Non-negative. Only ratios matter: all of them times k give the same predictions and probabilities; 0 leaves
-            a sample out. 2 is the sample twice to the fast weights at a given alpha, see ``docs/how_it_works.md``.
+            Non-negative. Only ratios matter: multiplying all weights by k changes neither predictions nor
+            probabilities. A weight of 0 leaves the sample out. At a given alpha, a weight of 2 gives the same fast
+            weights as the sample twice; see ``docs/how_it_works.md``.
 
         Returns
         -------
@@ -236,17 +242,17 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return self._learn(X, y, sample_weight, reset=True)
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> "FaastClassifier":
-        """Learn more labelled samples; the same as having fitted all at once.
+        """Learn more labelled samples, with the same result as fitting all at once.
 
-        No solve happens here. Few rows wait in a small buffer, so that many small calls cost about as much as one.
+        Nothing is solved here. Few rows are kept in a small buffer, so that many small calls cost about as much as one.
 
         Parameters
         ----------
         X, y, sample_weight
             As in :meth:`fit`.
         classes : array-like, optional
-            Labels to list in ``classes_`` from now on, seen or not. It is never needed: a label that was not seen
-            before adds a class, and columns follow ``classes_``, which stays sorted.
+            Labels to list in ``classes_`` from now on, even if no sample has them. It is optional in every call: a new
+            label in y adds a class. ``classes_`` stays sorted, and columns of scores follow it.
 
         Returns
         -------
@@ -261,12 +267,13 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return self._learn(X, y, sample_weight, reset=False, classes=classes, partial=True)
 
     def forget(self, X: Any, y: Any = None, sample_weight: Any = None) -> "FaastClassifier":
-        """Take samples away that were learnt before; the same as never having learnt them.
+        """Subtract samples that were learnt before, with the same result as never having learnt them.
 
         Parameters
         ----------
         X, y, sample_weight
-            As they were learnt. A class of which nothing is left disappears.
+            As they were learnt. A class that has no samples left is dropped, unless ``classes`` of
+            :meth:`partial_fit` declared it.
 
         Returns
         -------
@@ -276,9 +283,9 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         Raises
         ------
         ForgetError
-            If a label is unknown, or more is to be forgotten than was learnt.
+            If a label is unknown, or these samples cannot be a part of those that were learnt.
         InputError, NonFiniteError
-            As in :meth:`fit`. The estimator is then as it was before the call.
+            As in :meth:`fit`. After any error, the estimator is as it was before the call.
         """
         return self._unlearn(X, y, sample_weight)
 
@@ -293,13 +300,13 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         Returns
         -------
         ndarray of shape (n,)
-            Of the labels' own type.
+            Labels, of the type of ``classes_``.
         """
         problem, scores = self._scores(X)
         return problem.classes[scores.argmax(axis=1)]
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the scores of each class, ``features @ coef_.T + intercept_``.
+        """Return the score of each class, ``features @ coef_.T + intercept_``.
 
         Parameters
         ----------
@@ -316,7 +323,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return scores[:, -1] - scores[:, 0]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return calibrated probabilities of each class.
+        """Return the calibrated probability of each class.
 
         Parameters
         ----------
@@ -338,16 +345,16 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         X : samples
             As in :meth:`predict`.
         y : array-like of shape (n,), default=None
-            Labels; None for datasets that bring their own.
+            Labels; None for datasets that contain labels.
         sample_weight : array-like of shape (n,), optional
 
         Returns
         -------
         float
-            Share of the samples, or of their weight, that is predicted correctly.
+            Share of the samples, or with weights of the total weight, that is predicted correctly.
         """
         X, y = with_labels(X, y)
-        y = y if y is None else check_labels(y, "y")  # scikit-learn has a message of its own for that
+        y = y if y is None else check_labels(y, "y")  # for None, scikit-learn raises its own message
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -368,10 +375,10 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     def novelty_score(self, X: Any) -> np.ndarray:
         """Return how far each sample is from every class that was learnt.
 
-        ``1 − maxₖ cos(x − m, mₖ − m)`` in the metric of the spread within classes, from the moments alone. Over digits,
-        texts and photographs at 1 to all shots it tells samples of unseen classes better than the largest probability
-        does in each of 26 settings, by 4.1 points of the area under the ROC curve on average. What counts as new is
-        for held-out samples to say: take a quantile of their scores.
+        The score is ``1 − maxₖ cos(x − m, mₖ − m)`` in the metric of the spread within classes, from the moments alone.
+        On digits, texts and photographs, with one to all training samples per class, it detects samples of unseen
+        classes better than the largest probability does in each of 26 settings, by 4.1 points of the area under the ROC
+        curve on average. A quantile of the scores of held-out samples is a suitable threshold.
 
         Parameters
         ----------
@@ -381,20 +388,22 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         Returns
         -------
         ndarray of shape (n,)
-            From 0, in the direction of a class, to 2. At a cost of O(d³ / 3) once and O(d²) a sample.
+            From 0, in the direction of a class, to 2. The cost is O(d³ / 3) once and O(d²) per sample.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError
             If there are examples of fewer than two classes.
+        SavedFileError
+            If the estimator was saved without its moments.
         """
         problem = self._current()
-        problem.directions  # noqa: B018 - said before X is read if there are none
+        problem.directions  # noqa: B018 - raises its errors before X is read
         return self._answers(X, problem, problem.novelty)
 
     @property
     def coef_(self) -> np.ndarray:
-        """Weights of the features, of shape (n_classes, d), or (1, d) when binary."""
+        """Weight matrix of the scores, of shape (n_classes, d), or (1, d) when binary."""
         return _binary_difference(self._current().solved.readout.coef)
 
     @property
@@ -404,7 +413,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
     @property
     def alpha_(self) -> float | None:
-        """The regulariser that was used; None without examples."""
+        """The strength of the regularisation that was used; None without examples."""
         solution = self._current().solved.solution
         return None if solution is None else solution.alpha
 
@@ -416,30 +425,30 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
     @property
     def condition_(self) -> float | None:
-        """The condition number of the problem that was solved; None without examples."""
+        """The condition number of the solve; None without examples."""
         solution = self._current().solved.solution
         return None if solution is None else solution.condition
 
     @property
     def reads_inner_layers_(self) -> bool:
-        """Whether answers follow from inner layers too, or from the last one alone."""
+        """Whether predictions use inner layers of the backbone, or the last one alone."""
         problem = self._current()
         factors = problem.solved.factors
         return factors is not None and bool((factors > 0).sum() > problem.blocks.n_last)
 
     @property
     def prior_strength_(self) -> float:
-        """The number of examples that the zero-shot prediction counts for."""
+        """The number of training samples that all class vectors together count for; infinite without examples."""
         return self._current().solved.prior_strength
 
     @property
     def moments_(self) -> ClassMoments:
-        """All that is known of what was learnt."""
+        """Statistics of everything learnt."""
         moments = self._current().moments
         return moments.refuse() if isinstance(moments, NotSaved) else moments
 
     def _read(self, X, y, sample_weight, what, facts, stream):
-        """Return the statistics of labelled samples; with X None, statistics of no samples that declare the classes."""
+        """Return the statistics of labelled samples; if X is None, empty statistics that declare the classes."""
         reader = self._reader(X, what, facts, normalize=self._learns_unit_rows())
         moments, how = None, {"class_weight": self.class_weight, "stream": stream}
         with reader:
@@ -459,7 +468,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         return moments
 
     def _from_names(self, reader, names):
-        """Return statistics of no samples that declare the classes for zero-shot predictions."""
+        """Return empty statistics that declare the classes for zero-shot predictions."""
         if not self._has_values():
             raise InputError("X is None; pass samples, or values='text' (or vectors) to start from class names alone.")
         if not count_samples(names):
@@ -467,14 +476,14 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         declared = np.unique(check_labels(names, "y"))
         width = reader.facts.get("_n_features", reader.facts.get("n_features_in_"))
         facts = reader.facts
-        if width is None:  # a model in memory may not say
+        if width is None:  # a module in memory may not have its width as an attribute
             width = getattr(getattr(reader, "backbone", None), "n_features", None)
             width = self._class_values(declared).vectors.shape[1] if width is None else width
             facts = {**facts, "n_features_in_": width, "_n_features": width}
         return Statistics(ClassMoments.empty(width), {"device_": str(reader.device), **facts}, declared)
 
     def _learns_unit_rows(self):
-        """Whether features are scaled to unit length; cosines to class vectors need that."""
+        """Whether features are scaled to unit length, which cosines with class vectors need."""
         prior = self._has_values() and (self.prior_strength != 0.0 or isinstance(self.values, str))
         return bool(prior or self.normalize)
 
@@ -499,8 +508,8 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
             width = statistics.facts.get("_blocks", (moments.n_features,))[0]
             if values.vectors.shape[1] != width:
                 raise InputError(
-                    f"a prior compares features with values, but there are {width} features and the values are "
-                    f"{values.vectors.shape[1]} long; use prior_strength=0, or values in the space of the features."
+                    f"a prior compares features with values, but there are {width} features and values of length "
+                    f"{values.vectors.shape[1]}; use prior_strength=0, or values in the space of the features."
                 )
         settings = Settings(
             self.solver,
@@ -523,7 +532,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
     def _ready_to_save(self, moments):
         with contextlib.suppress(NotFittedError):  # everything was forgotten
-            self._current().solved  # noqa: B018 - now, so that whoever loads it need not
+            self._current().solved  # noqa: B018 - solves now, so that a loaded estimator need not
 
     def _restore_state(self, attributes):
         problem = attributes["_problem"]
@@ -533,7 +542,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         super()._restore_state({**attributes, "classes_": problem.classes})
 
     def _without_moments(self):
-        """Return a copy that predicts as this one and is as small as what it takes to predict."""
+        """Return a copy that predicts alike and holds only what prediction needs."""
         twin = copy.copy(self)
         twin._problem = self._current().without_moments()
         return twin
@@ -546,13 +555,13 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         bad = ~np.isfinite(scores[:, np.isfinite(readout.intercept)]).all(axis=1)
         if bad.any():
             raise NonFiniteError(
-                f"features in row {int(bad.argmax())} are so much larger than those learnt that its scores overflow "
+                f"features in row {int(bad.argmax())} are so much larger than those learnt that scores overflow "
                 f"float64 ({int(bad.sum())} of {len(bad)} rows); drop such rows, or fit with normalize=True."
             )
         return problem, scores
 
     def _answers(self, X, problem, answer):
-        """Return what ``answer`` makes of the features of all samples, in their order, as an ndarray."""
+        """Apply ``answer`` to the features of all samples; return the results as an ndarray in the order of X."""
         with self._reader(X, "predict", self._facts(), normalize=problem.settings.unit_rows) as reader:
             self._refuse_changes("backbone")
             samples = reader.samples(X)
@@ -594,5 +603,5 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
 
 
 def _binary_difference(rows):
-    """Reduce two rows to their difference, second less first; one row or many stay as they are."""
+    """Reduce two rows to the second minus the first; return any other number of rows unchanged."""
     return rows[1:] - rows[:1] if len(rows) == 2 else rows

@@ -1,4 +1,4 @@
-"""A classifier as it is evaluated many times at the cost of one pass: its features, moments and problem."""
+"""Features, moments and problems of a classifier that is evaluated many times, at the cost of one backbone pass."""
 
 from collections.abc import Generator
 from typing import Any
@@ -16,18 +16,18 @@ __all__ = ["Evaluation"]
 
 
 class Evaluation:
-    """Reads samples as an estimator would, without changing it.
+    """Reads samples as an estimator does, without changing the estimator.
 
     Parameters
     ----------
     estimator : FaastClassifier
     partial : bool, default=True
-        Whether rows are to be taken away again, which not all settings allow.
+        Whether moments are subtracted later, which ``class_weight="balanced"`` does not allow.
 
     Raises
     ------
     ValueError
-        If a parameter of the estimator is bad.
+        If a parameter of the estimator is invalid.
     """
 
     def __init__(self, estimator: Any, *, partial: bool = True) -> None:
@@ -45,16 +45,16 @@ class Evaluation:
         return folds
 
     def problem_of(self, moments: Any) -> Any:
-        """Return the ReadoutProblem that moments pose under the settings of the estimator."""
+        """Return the ReadoutProblem of these moments and of the estimator's parameters."""
         return self._estimator._state_of(Statistics(moments, self._facts))["_problem"]
 
     def features(self, X: Any) -> Generator:
-        """Yield (positions, rows) of features, as they are learnt."""
+        """Yield (positions, rows of features), as ``fit`` reads them."""
         with self._reader(X) as reader:
             yield from reader.stream(reader.samples(X))
 
     def all_features(self, X: Any) -> Any:
-        """Return the features (n, d) of samples: an array or a tensor, on the device where moments are kept."""
+        """Return the features (n, d) of samples: an array, or a tensor on the device where moments are kept."""
         if self._estimator.backbone is None:
             with self._reader(X) as reader:
                 samples, device = reader.samples(X), moments_device(reader.device)
@@ -64,11 +64,11 @@ class Evaluation:
             return in_order(reader.stream(samples), len(samples))
 
     def uses_values(self) -> bool:
-        """Whether classes stand for vectors or texts, which are the backbone's."""
+        """Whether classes have value vectors, which the backbone may have to embed."""
         return self._estimator._has_values()
 
     def reads_layers(self) -> bool:
-        """Whether inner layers of the backbone are read, whose widths each solve has to know."""
+        """Whether inner layers of the backbone are read; each solve then needs their widths."""
         if self._estimator.backbone is None:
             return False
         return self._estimator._to_read(self._estimator._open_backbone()).blocks != ()

@@ -28,8 +28,8 @@ class BackboneFeatures(
 ):
     """Features of a frozen pretrained backbone, as a scikit-learn transformer.
 
-    Nothing is learnt: ``fit`` opens the backbone, ``transform`` runs it, also without ``fit``. To train a linear head
-    on the features use :class:`~faast_sklearn.FaastClassifier` directly, which never stores them.
+    Nothing is learnt: ``fit`` opens the backbone and ``transform`` runs it, which works without ``fit`` too. To
+    classify, use :class:`~faast_sklearn.FaastClassifier` directly, which does not store the features.
 
     Parameters
     ----------
@@ -37,26 +37,27 @@ class BackboneFeatures(
         ``"timm:NAME"``, ``"hf:NAME_OR_PATH"``, ``"bundled:NAME"``, a local folder, a handle made with
         :func:`~faast_sklearn.backbone`, or a module in memory. See :func:`~faast_sklearn.list_backbones`.
     layers : "auto", "last" or int, default="last"
-        What one pass of the backbone gives: the features of its last layer ("last"), or after them those of that many
-        inner layers: of the last stages of a convolutional network mean, maximum and deviation over the positions, of
-        the last blocks of a transformer the mean over the tokens. "auto" reads up to three. They come unscaled, and a
-        step behind cannot tell them apart, which can cost accuracy with few examples;
-        :class:`~faast_sklearn.FaastClassifier` scales them against each other.
+        Layers of the backbone whose features one pass returns. "last" is the last layer. A number adds that many inner
+        layers: mean, maximum and standard deviation over the positions for the last stages of a convolutional network,
+        the mean over the tokens for the last blocks of a transformer. "auto" adds up to three inner layers, as long as
+        there are at most 4,096 features. Layers are not scaled relative to each other, which can cost a later step
+        accuracy with few training samples; :class:`~faast_sklearn.FaastClassifier` scales them.
     views : int, default=1
-        Images: over how many views features are averaged, in ``fit`` and ``predict`` alike, at the cost of one pass
-        each: 2 adds the mirror image, up to 6 small shifts. Not for what a mirror changes, such as digits and texts.
+        Images: number of views over which features are averaged, at the cost of one pass per view. 2 adds the mirror
+        image, 3 to 6 add small shifts. Keep 1 if mirroring changes what an image shows, as for digits and written text.
     normalize : bool, default=False
-        Scale features to unit L2 norm.
+        Scale features to unit L2 norm, separately for each statistic of each layer.
     batch_size : int or "auto", default="auto"
-        Samples a forward pass; halved where memory is short.
+        Samples per forward pass; halved when memory is short.
     device : None, "auto", str or torch.device, default=None
-        ``None`` takes the best there is.
+        ``None`` takes the best available device.
     dtype : "auto", str or torch.dtype, default="auto"
-        bfloat16 on GPUs that have it, float32 elsewhere.
+        Of the backbone. "auto": bfloat16 on GPUs that support it, float32 elsewhere.
     cache : None, "memory", directory or FeatureCache, default=None
-        Where features are kept, so that each sample is encoded once; see :class:`~faast_sklearn.FeatureCache`.
+        Where the features of each sample are stored, so that the backbone encodes it once; see
+        :class:`~faast_sklearn.FeatureCache`.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar on stderr.
 
     Attributes
     ----------
@@ -67,7 +68,7 @@ class BackboneFeatures(
 
     See Also
     --------
-    FaastClassifier : Learns from such features as they stream by.
+    FaastClassifier : Learns from such features without storing them.
 
     Examples
     --------
@@ -117,13 +118,19 @@ class BackboneFeatures(
         Parameters
         ----------
         X : samples, optional
-            Checked as in :meth:`transform`. Only a module in memory needs them, to see how many features it gives.
+            Checked as in :meth:`transform`. Only a module in memory needs them: one sample is run through it to find
+            the number of features.
         y : ignored
 
         Returns
         -------
         BackboneFeatures
             Itself.
+
+        Raises
+        ------
+        InputError
+            If X is None and the backbone is a module in memory.
         """
         with changing(self):
             self._check_params()
@@ -131,7 +138,7 @@ class BackboneFeatures(
                 samples = None if X is None else reader.samples(X)
                 if samples is None and reader.n_features is None:
                     raise InputError(
-                        "pass samples to fit: a module in memory shows how many features it gives by running."
+                        "pass samples to fit: a module in memory has to run once to show how many features it gives."
                     )
                 width = reader.probe(samples)
             for name in FACTS:
@@ -145,7 +152,7 @@ class BackboneFeatures(
         Parameters
         ----------
         X : samples
-            As :func:`~faast_sklearn.inputs.as_samples` takes them.
+            In any form that :func:`~faast_sklearn.inputs.as_samples` takes.
 
         Returns
         -------
@@ -154,7 +161,7 @@ class BackboneFeatures(
         Raises
         ------
         InputError, NonFiniteError, OutOfMemoryError
-            With the sample they are about; see :mod:`faast_sklearn.errors`.
+            Messages name the sample if one is to blame; see :mod:`faast_sklearn.errors`.
         """
         if "n_features_out_" not in self.__dict__:
             return copy.copy(self).fit(X)._features(X)
@@ -166,7 +173,7 @@ class BackboneFeatures(
         Parameters
         ----------
         input_features : array-like of str, default=None
-            Names of what is read; used only to be checked, where X is a table of numbers.
+            Names of the columns of X; only checked, and only if X may be a table of numbers.
 
         Returns
         -------
@@ -175,9 +182,9 @@ class BackboneFeatures(
         Raises
         ------
         ValueError
-            If X is a table and has not as many columns.
+            If ``input_features`` do not match the columns of the table that was fitted.
         sklearn.exceptions.NotFittedError
-            Before ``fit``, if the backbone is a module in memory that has to run to say how many features it gives.
+            Before ``fit``, if the backbone is a module in memory, which has to run to show how many features it gives.
         """
         known = self
         if "n_features_out_" not in self.__dict__:
@@ -185,7 +192,7 @@ class BackboneFeatures(
             known._n_features_out = known._reader(None, "", {}).n_features
             if known._n_features_out is None:
                 raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit(X) first.")
-        # Names of what is not a table of numbers are those of columns of images or texts.
+        # A backbone that reads images or texts has one input column, whose name says nothing about the features.
         return super(BackboneFeatures, known).get_feature_names_out(input_features if self._reads_rows() else None)
 
     def _features(self, X):
@@ -193,7 +200,7 @@ class BackboneFeatures(
         with self._reader(X, "features", self._facts(), normalize=self.normalize) as reader:
             samples = reader.samples(X)
             dtype = torch.float64 if reader.backbone.dtype == torch.float64 else torch.float32
-            # On the host batch by batch: all of the rows are more than a device may hold.
+            # Each batch moves to the host at once, because all rows together may not fit into the device's memory.
             rows = ((positions, part.to(dtype).cpu().numpy()) for positions, part in reader.stream(samples))
             return in_order(rows, len(samples))
 
@@ -201,7 +208,7 @@ class BackboneFeatures(
         super()._restore_state({**attributes, "device_": "cpu"})
 
     def _check_params(self):
-        as_handle(self.backbone)  # without one there are no features
+        as_handle(self.backbone)  # raises an error if the backbone is None
         check_layers(self.layers)
         check_views(self.views)
         if not isinstance(self.normalize, (bool, np.bool_)):

@@ -1,4 +1,4 @@
-"""One estimator from several that learnt different samples: on shards, machines or days."""
+"""Merge estimators that learnt different samples, such as those of different shards, machines or days."""
 
 import copy
 import functools
@@ -16,26 +16,28 @@ __all__ = ["merge"]
 
 
 def merge(estimators: Any) -> Any:
-    """Return the estimator that would have learnt all that these have learnt.
+    """Return an estimator that knows everything that the given estimators have learnt.
 
-    Statistics add up exactly, so the result equals ``fit`` on all samples at once, up to float64 rounding.
+    The statistics are added exactly, so the result equals ``fit`` on all samples at once, up to float64 rounding.
 
     Parameters
     ----------
     estimators : sequence of FaastClassifier, or of FaastSeq2Seq
-        Fitted, with equal parameters apart from batch size, device, dtype and verbosity. They stay as they are.
+        Fitted, with equal parameters except ``batch_size``, ``device``, ``dtype``, ``cache`` and ``verbose``. They do
+        not change.
 
     Returns
     -------
     FaastClassifier or FaastSeq2Seq
-        With the parameters of the first.
+        With the parameters of the first estimator.
 
     Raises
     ------
     InputError
-        If there are none, or they differ in class, a parameter, or the number of features; the message says which.
+        If there are no estimators, or they differ in class, in a parameter, or in the number or names of features; the
+        message says in which.
     sklearn.exceptions.NotFittedError
-        If one has learnt nothing.
+        If an estimator has learnt nothing.
 
     Examples
     --------
@@ -75,7 +77,7 @@ def _refuse_different(first, other, i):
 
 
 def _same(a, b):
-    """Whether two values of a parameter are equal; arrays, as they are or in a dict or list, by their content."""
+    """Whether two values of a parameter are equal; arrays, also in a dict, are compared by their content."""
     if a is b:
         return True
     if isinstance(a, Mapping) and isinstance(b, Mapping):

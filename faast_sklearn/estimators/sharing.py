@@ -1,4 +1,4 @@
-"""Learning where the samples are: each process computes the statistics of its part, and these are added up."""
+"""Learning from distributed samples: each process computes the statistics of its part, and the parts are added up."""
 
 import copy
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ __all__ = ["LocalLearner", "adopt", "balanced_weights", "known_statistics", "lab
 
 @dataclass(frozen=True)
 class LocalLearner:
-    """An estimator that has learnt nothing, to send to where samples are.
+    """An estimator without statistics, to send to the processes that hold the samples.
 
     Parameters
     ----------
     estimator : FaastClassifier or FaastSeq2Seq
     facts : dict
-        What samples have to agree with; empty to begin anew.
+        Facts about the samples learnt before, which new samples have to match; empty for a new start.
     """
 
     estimator: LearningMixin
@@ -33,25 +33,27 @@ class LocalLearner:
 
     @classmethod
     def of(cls, estimator: Any, *, reset: bool, class_weight: dict | None = None) -> "LocalLearner":
-        """Return one that reads samples as ``estimator`` does.
+        """Return a learner that reads samples as ``estimator`` does.
 
         Parameters
         ----------
         estimator : FaastClassifier or FaastSeq2Seq
         reset : bool
-            False: samples must be as those that it knows of already.
+            If False, new samples have to match those that ``estimator`` has learnt.
         class_weight : dict, default=None
-            In the place of ``"balanced"``, which one part cannot know.
+            Replaces ``"balanced"``, which depends on the labels of all parts.
 
         Returns
         -------
         LocalLearner
-            Without a progress bar: several at once would be of no use.
+            Without a progress bar, because several processes would each show one.
 
         Raises
         ------
-        ValueError, InputError
-            If a parameter is bad, or needs all samples in one place.
+        ValueError
+            If a parameter is invalid, or needs all samples in one process.
+        InputError
+            If a parameter has changed since the samples were learnt.
         """
         estimator._check_params(partial=not reset)
         facts = {} if reset else estimator._known().facts
@@ -66,12 +68,12 @@ class LocalLearner:
         Parameters
         ----------
         X, y, sample_weight
-            As ``fit`` takes them.
+            As in ``fit``.
 
         Returns
         -------
         Statistics or None
-            None where there are no samples.
+            None if X is empty.
         """
         if count_samples(X) == 0:
             return None
@@ -79,37 +81,43 @@ class LocalLearner:
 
 
 def known_statistics(estimator: Any) -> Any:
-    """Return what an estimator knows; None if it has learnt nothing."""
+    """Check the parameters as ``partial_fit`` does; return the statistics of everything learnt, or None if nothing."""
     estimator._check_params(partial=True)
     return estimator._known() if estimator.__sklearn_is_fitted__() else None
 
 
 def predictor(estimator: Any) -> Any:
-    """Return a copy of a fitted estimator that predicts as it does, and is as small as what that takes."""
+    """Return a copy of a fitted estimator that predicts alike and holds only what prediction needs."""
     return estimator._without_moments()
 
 
 def adopt(estimator: Any, total: Any, *, reset: bool, partial: bool = False, classes: Any = None) -> Any:
-    """Let an estimator know the sum of all parts, alone or beside what it knew; if that fails, it is unchanged.
+    """Add the sum of all parts to the statistics of an estimator, or replace them; after an error it is unchanged.
 
     Parameters
     ----------
     estimator : FaastClassifier or FaastSeq2Seq
     total : Statistics or None
+        Sum of the statistics of all parts; None if all were empty.
     reset : bool
-        Forget what was known before.
+        Replace the statistics. With ``partial``, they are still added if the estimator has learnt in the meantime.
     partial : bool, default=False
-        Whether more may come, so that there may be nothing yet.
+        Whether more samples may follow. If so, samples of weight zero alone are accepted.
     classes : array-like, default=None
         More labels to list in ``classes_``.
+
+    Returns
+    -------
+    FaastClassifier or FaastSeq2Seq
+        The same object.
 
     Raises
     ------
     InputError
-        If there is nothing to learn from, or the part is of other samples than what is known.
+        If there is nothing to learn from, or the numbers or names of features differ from those learnt before.
     """
     with changing(estimator):
-        # Another thread may have begun in the meantime.
+        # Another thread may have learnt the first samples in the meantime.
         anew = reset and not (partial and estimator.__sklearn_is_fitted__())
         if anew:
             if total is None:
@@ -124,7 +132,7 @@ def adopt(estimator: Any, total: Any, *, reset: bool, partial: bool = False, cla
 
 
 def label_counts(y: Any, sample_weight: Any = None) -> Any:
-    """Return the total weight of each label, a dict."""
+    """Return a dict with the total weight of each label."""
     if y is not None and not len(y):
         return {}
     classes, codes = np.unique(check_labels(y, "y"), return_inverse=True)

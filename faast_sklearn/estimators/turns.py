@@ -1,4 +1,4 @@
-"""One change of an estimator at a time: threads that learn into the same one wait for each other."""
+"""One change of an estimator at a time: threads that change the same estimator take turns."""
 
 import os
 import threading
@@ -9,19 +9,19 @@ from typing import Any
 
 __all__ = ["changing"]
 
-# Beside the estimators, which are copied, pickled and cloned, as locks are not.
+# Estimators do not hold their own locks, because locks can be neither copied nor pickled.
 _locks = weakref.WeakKeyDictionary()
 _guard = threading.Lock()
 
 
 @contextmanager
 def changing(estimator: Any) -> Iterator[Any]:
-    """Let one thread at a time change an estimator, and restore every attribute if the change fails.
+    """Let one thread at a time change an estimator, and restore its attributes if the change fails.
 
     Parameters
     ----------
     estimator : object
-        That can be hashed by identity.
+        Hashable, and compared by identity.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def changing(estimator: Any) -> Iterator[Any]:
         before = dict(estimator.__dict__)
         try:
             yield
-        except BaseException:  # be it Ctrl-C
+        except BaseException:  # includes KeyboardInterrupt
             for name in estimator.__dict__.keys() - before.keys():
                 del estimator.__dict__[name]
             estimator.__dict__.update(before)
@@ -48,7 +48,7 @@ def changing(estimator: Any) -> Iterator[Any]:
 
 
 def _forget_threads():
-    """Make new locks in a forked process, in which the threads that held the old ones do not exist."""
+    """Make new locks in a forked process: the threads that held the old ones do not exist there."""
     global _guard
     _guard = threading.Lock()
     _locks.clear()

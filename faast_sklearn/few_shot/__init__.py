@@ -1,7 +1,6 @@
 """Few-shot evaluation: accuracy over many small tasks drawn from labelled samples.
 
-A frozen backbone sees each sample once. Episodes of a plain :class:`~faast_sklearn.FaastClassifier` are then solved all
-at once (module ``faast_sklearn.few_shot.episodes``); any other classifier is fitted and scored episode by episode.
+:func:`few_shot_score` evaluates a classifier; :func:`sample_episodes` draws the tasks.
 """
 
 from faast_sklearn.few_shot.episodes import Episodes, sample_episodes

@@ -1,9 +1,9 @@
-"""Few-shot episodes: drawn without a loop over them, and solved all at once.
+"""Few-shot episodes: they are drawn without a loop over episodes and solved in large batches.
 
-An episode with n support rows lives in the span of these rows: in the coordinates of their Gram matrix it is an n×n
-problem, however many features there are. Such problems go through the solvers and the readout of
-:class:`~faast_sklearn.FaastClassifier` as one batch, and only two things are of the features' size: the Gram
-matrices, and the scores of the query rows.
+The weights of an episode with n support rows are in the span of these rows. In the eigenvector coordinates of the Gram
+matrix, the episode is an n×n problem for any number of features. The solvers and the readout of
+:class:`~faast_sklearn.FaastClassifier` take a batch of such problems. The cost grows with the number of features only
+in the products that give the Gram matrices, the coefficients and the scores of the query rows.
 """
 
 import numbers
@@ -22,8 +22,9 @@ from faast_sklearn.solvers.spectrum import Spectrum, above_rounding
 
 __all__ = ["Episodes", "sample_episodes", "solve_episodes"]
 
-# Numbers handled at once, on the host and on an accelerator: filters of all candidates of the strength, gathered rows,
-# and support rows of the episodes that are solved together. On the host the first two stay in the cache of a core.
+# Limits on how many numbers are handled at once, on the CPU and on an accelerator: filter values of all candidate
+# strengths, gathered rows, and support rows of the episodes that are solved together. On the CPU, the first two fit
+# into the cache of one core.
 _N_STRENGTHS = 201
 _FILTER_VALUES = (2**18, 2**25)
 _BLOCK_VALUES = (2**19, 2**27)
@@ -31,16 +32,16 @@ _SUPPORT_VALUES = (2**21, 2**27)
 
 
 class Episodes(NamedTuple):
-    """Rows of few-shot episodes, as positions in the ``y`` they were drawn from.
+    """Rows of few-shot episodes, as positions in the ``y`` from which they were drawn.
 
     Parameters
     ----------
     support : ndarray of int, shape (n_episodes, n_way, n_shot)
-        Rows to learn from; ``support[e, k]`` are of class ``classes[e, k]``.
+        Rows to learn from; ``support[e, k]`` has rows of class ``classes[e, k]``.
     query : ndarray of int, shape (n_episodes, n_way, n_query)
-        Rows to test on.
+        Rows to test on, of the same classes.
     classes : ndarray of shape (n_episodes, n_way)
-        Labels, sorted within an episode.
+        Labels, sorted within each episode.
     """
 
     support: np.ndarray
@@ -51,36 +52,36 @@ class Episodes(NamedTuple):
 def sample_episodes(
     y: Any, *, n_way: int = 5, n_shot: int = 5, n_query: int = 15, n_episodes: int = 600, random_state: Any = None
 ) -> "Episodes":
-    """Draw few-shot episodes: some classes, and of each some rows to learn from and others to test on.
+    """Draw few-shot episodes. Each has some classes and, per class, rows to learn from and other rows to test on.
 
     Parameters
     ----------
     y : array-like of shape (n,)
         Labels.
     n_way : int, default=5
-        Classes an episode, at least 2.
+        Classes per episode, at least 2.
     n_shot : int, default=5
-        Support rows a class.
+        Support rows per class.
     n_query : int, default=15
-        Query rows a class.
+        Query rows per class.
     n_episodes : int, default=600
     random_state : int, RandomState or None, default=None
-        An integer gives the same episodes again. With the same integer and another ``n_shot`` classes and query rows
-        are the same too, and the larger support holds the smaller one, so that accuracies at several shots differ
-        by the shots alone.
+        An integer makes the episodes reproducible. The same integer with a different ``n_shot`` gives the same classes
+        and query rows, and the larger support set contains the smaller one. Accuracies for different numbers of shots
+        then differ because of the shots alone.
 
     Returns
     -------
     Episodes
-        Within an episode no row occurs twice. Costs O(n_episodes · n_way · (n_shot + n_query)²) steps of one
-        comparison each, and O(n log n) once.
+        Within an episode no row occurs twice. The cost is O(n_episodes · n_way · (n_shot + n_query)²) comparisons, and
+        O(n log n) once.
 
     Raises
     ------
     InputError
         If there are fewer than ``n_way`` classes, or a class has fewer than ``n_shot + n_query`` rows.
     ValueError
-        If a number is not an integer, or too small.
+        If a number is not an integer, or is too small.
 
     Examples
     --------
@@ -98,7 +99,7 @@ def sample_episodes(
     _check_rows(labels, sizes, n_way, n_shot, n_query)
     rng = check_random_state(random_state)
     ways = np.sort(_distinct(rng, np.full(n_episodes, len(labels)), n_way))
-    # Queries are drawn first, so that they stay where only the number of shots changes.
+    # Queries are drawn first, so that they do not depend on the number of shots.
     picks = _distinct(rng, sizes[ways], n_query + n_shot)
     first = np.cumsum(sizes) - sizes
     rows = np.argsort(codes.ravel(), kind="stable")[first[ways][..., None] + picks]
@@ -120,15 +121,16 @@ def _check_rows(labels, sizes, n_way, n_shot, n_query):
         k = short[sizes[short].argmin()]
         more = f" ({len(short)} classes have too few)" if len(short) > 1 else ""
         raise InputError(
-            f"class {labels[k]!r} has {sizes[k]} rows, but an episode takes n_shot + n_query = {n_shot + n_query} of "
-            f"a class{more}; lower n_query or n_shot, or leave such classes out."
+            f"class {labels[k]!r} has {sizes[k]} rows, but an episode takes n_shot + n_query = {n_shot + n_query} rows "
+            f"per class{more}; lower n_query or n_shot, or leave such classes out."
         )
 
 
 def _distinct(rng, sizes, k):
     """Draw k distinct integers below each of ``sizes``, in random order: an array of shape (*sizes.shape, k).
 
-    The j-th is drawn from what is left, by its rank: stepping over the drawn ones in ascending order finds it.
+    The j-th draw is a rank among the integers that are left. One step over each earlier draw, in ascending order,
+    turns the rank into the integer.
     """
     out = np.empty((*sizes.shape, k), np.int64)
     for j in range(k):
@@ -150,12 +152,13 @@ def solve_episodes(
 ) -> np.ndarray:
     """Learn each episode's support rows and return the accuracy on its query rows.
 
-    The accuracies are those of a new ``FaastClassifier(solver=solver, ...)`` for each episode.
+    The accuracies are those of a new ``FaastClassifier(solver=solver, ...)`` fitted to each episode.
 
     Parameters
     ----------
     X : ndarray or torch.Tensor of shape (n, d)
-        Features of any floating dtype; the work is done in float64 where they are.
+        Features of any floating dtype, on any device, where the work is done in float64. Products of float32 features
+        may stay in float32; then scores that rounding could reorder are computed again in float64.
     episodes : Episodes
         Rows of X.
     solver, alpha, normalize, fit_intercept
@@ -164,8 +167,8 @@ def solve_episodes(
     Returns
     -------
     ndarray of shape (n_episodes,)
-        In O(n² d + n³ + n_queries n_way d) an episode with n support rows, and memory that does not grow with the
-        number of episodes.
+        The cost per episode is O(n² d + n³ + n_queries n_way d) for n support rows; working memory does not grow with
+        the number of episodes.
 
     Raises
     ------
@@ -182,10 +185,10 @@ def solve_episodes(
     """
     X = torch.from_numpy(X if X.flags.writeable else X.copy()) if isinstance(X, np.ndarray) else X
     accelerated, d = int(X.device.type != "cpu"), X.shape[1]
-    # Scores do not depend on it; about the mean it keeps the digits of features that lie far from zero.
+    # Scores do not depend on this shift. A shift by about the mean avoids cancellation for features far from zero.
     some = X[:: max(1, len(X) // 1024)]
     shift = (unit_rows(some) if normalize else some.to(torch.float64)).mean(0) * fit_intercept
-    # Products of float32 are narrower than they look on some accelerators, and elsewhere by a setting.
+    # On accelerators, and with some settings of torch, float32 products may be computed at a lower precision (TF32).
     narrow = not accelerated and torch.get_float32_matmul_precision() == "highest"
     X = unit_rows(X) if normalize else X.to(torch.promote_types(X.dtype, torch.float32) if narrow else torch.float64)
     n_episodes, n_way, n_shot = episodes.support.shape
@@ -194,7 +197,7 @@ def solve_episodes(
     step = min(_FILTER_VALUES[accelerated] // _N_STRENGTHS, _SUPPORT_VALUES[accelerated] // d) // n_support
     step = min(max(1, step), n_episodes)
     block = min(max(1, _BLOCK_VALUES[accelerated] // (max(n_support, n_queries) * d)), step)
-    # These are used again by each block and group, since fresh pages cost more than filling them.
+    # Each block and group reuses these buffers, because allocating new memory costs more than filling it.
     gathered = X.new_empty((block * max(n_support, n_queries), d))
     buffer = shift.new_empty((step, n_support, d))
 
@@ -202,7 +205,7 @@ def solve_episodes(
         out = gathered[: indices.numel()]
         return torch.index_select(X, 0, indices.flatten(), out=out).view(*indices.shape, d)
 
-    # What is too small to be squared counts as if it were not.
+    # The second term bounds what norms lose if the squares of small numbers underflow.
     norms = torch.linalg.vector_norm(X, dim=1) + d * torch.finfo(X.dtype).tiny ** 0.5
     truth = torch.arange(n_way, device=X.device).repeat_interleave(n_queries // n_way)
     right = []
@@ -225,15 +228,15 @@ def solve_episodes(
 
 
 def _told(X, norms, indices, rough, coef, offset):
-    """Return the class of highest score ``X[indices] @ coef.mT + offset``, of shape (e, q).
+    """Return the class with the highest score ``X[indices] @ coef.mT + offset``, of shape (e, q).
 
-    ``rough`` are the products in the precision of X. Where the best two classes are closer than the rounding of that
-    allows for, they are computed again in float64.
+    ``rough`` holds the products in the precision of X. If rounding could change which class is best, the scores of the
+    row are computed again in float64.
     """
     scores = rough + offset[:, None]
     best, told = scores.max(-1)
-    # |fl(x·w) − x·w| is below (d + 1) u ‖x‖ ‖w‖ always, and below 8 √d u ‖x‖ ‖w‖ but for about d · 10⁻¹⁴ of the cases
-    # (Higham and Mary, 2019), for each of two classes; the unit roundoff u is half of eps.
+    # For each of the two classes, |fl(x·w) − x·w| is always below (d + 1) u ‖x‖ ‖w‖, and below 8 √d u ‖x‖ ‖w‖ except in
+    # about d · 10⁻¹⁴ of the cases (Higham and Mary, 2019). The unit roundoff u is half of eps.
     d = X.shape[1]
     rounding = 1.1 * min(d + 1, 8 * d**0.5) * torch.finfo(X.dtype).eps
     bound = rounding * norms[indices] * torch.linalg.vector_norm(coef, dim=-1).amax(-1, keepdim=True)
@@ -250,7 +253,7 @@ def _solve(gram, n_shot, d, *, solver, alpha, intercept):
     Returns
     -------
     mixing : torch.Tensor of shape (e, n, c)
-        The scores of a row x are ``x K.T @ mixing + offset``, up to what all classes of an episode share.
+        The scores of a row x are ``x K.T @ mixing + offset``, up to a number that is the same for all classes.
     offset : torch.Tensor of shape (e, c)
     """
     n_episodes, n = gram.shape[:2]
@@ -266,7 +269,7 @@ def _solve(gram, n_shot, d, *, solver, alpha, intercept):
         centred -= centred.mean(2, keepdim=True)
     values, left = torch.linalg.eigh(centred)
     values = torch.where(above_rounding(values, d), values, 0.0)
-    # In coordinates of the span, keys are U √Λ and their scatter matrix is Λ.
+    # In the coordinates of the eigenvectors, keys are U √Λ and their scatter matrix is Λ.
     root = values.sqrt()[..., None]
     cross = root * left.view(n_episodes, -1, n_shot, n).sum(2).mT
     spectrum = Spectrum(values, torch.eye(n, dtype=gram.dtype, device=gram.device), n_features=d)

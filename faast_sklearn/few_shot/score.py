@@ -1,7 +1,8 @@
 """Few-shot evaluation: accuracy over many small tasks drawn from labelled samples.
 
-A frozen backbone sees each sample once. Episodes of a plain :class:`~faast_sklearn.FaastClassifier` are then solved all
-at once (module ``faast_sklearn.few_shot.episodes``); any other classifier is fitted and scored episode by episode.
+The features of a frozen backbone are computed before the episodes. For a :class:`~faast_sklearn.FaastClassifier` near
+its defaults, the episodes are then solved in large batches (module ``faast_sklearn.few_shot.episodes``). Any other
+classifier is fitted and scored for one episode after the other.
 """
 
 import inspect
@@ -28,7 +29,7 @@ from faast_sklearn.inputs.samples import count_samples
 
 __all__ = ["FewShotResult", "few_shot_score"]
 
-# Parameters that the solve of all episodes at once follows, or that have no say in accuracies.
+# Parameters that the batched solve supports, or that do not change accuracies.
 _FOLLOWED = {"solver", "alpha", "fit_intercept", "backbone", *RUN_PARAMETERS}
 
 
@@ -39,10 +40,10 @@ class FewShotResult:
     Parameters
     ----------
     scores : ndarray of shape (n_episodes,)
-        Share of query rows that were predicted correctly. Results of the same ``random_state`` are of the same
-        episodes, so that two estimators are compared by the differences of their scores.
+        Share of query rows that were predicted correctly. The same ``random_state`` gives the same episodes, so that
+        scores of two estimators can be compared episode by episode.
     n_way, n_shot, n_query : int
-        Classes, support rows a class and query rows a class.
+        Classes per episode, support rows per class and query rows per class.
 
     Examples
     --------
@@ -98,37 +99,39 @@ def few_shot_score(
 ) -> "FewShotResult":
     """Evaluate a classifier on few-shot episodes.
 
-    Each episode draws ``n_way`` classes, ``n_shot`` rows of each to learn from and ``n_query`` others of each to test
-    on. A score is what ``clone(estimator).fit(support).score(query)`` returns.
+    Each episode draws ``n_way`` classes and, per class, ``n_shot`` rows to learn from and ``n_query`` other rows to
+    test on. Its score is that of ``clone(estimator).fit(support).score(query)``.
 
     Parameters
     ----------
     estimator : classifier
         A :class:`~faast_sklearn.FaastClassifier`, or any scikit-learn classifier or pipeline. It is not changed.
     X : samples of shape (n, ...)
-        What the estimator takes, by position. A backbone of a ``FaastClassifier``, or a ``BackboneFeatures`` in front
-        of a pipeline, runs once over all of it.
+        Samples that the estimator accepts and that can be indexed. The backbone of a ``FaastClassifier`` without inner
+        layers and class vectors, or a ``BackboneFeatures`` as the first step of a pipeline, runs once over all of them.
+        With inner layers or class vectors, a cache encodes each sample once per process.
     y : array-like of shape (n,)
         Labels.
     n_way, n_shot, n_query, n_episodes, random_state
-        As in :func:`~faast_sklearn.few_shot.sample_episodes`. The episodes depend on y and on these alone, so
-        estimators evaluated with the same integer ``random_state`` are compared on the same episodes.
+        As in :func:`~faast_sklearn.few_shot.sample_episodes`. The episodes depend only on these and on y, so that the
+        same integer ``random_state`` gives every estimator the same episodes.
     n_jobs : int, optional
-        Processes of episodes that are solved one by one.
+        Number of processes; only used if episodes are fitted one by one.
 
     Returns
     -------
     FewShotResult
-        With ``scores``, ``mean`` and the 95 % ``interval`` of the mean. A ``FaastClassifier`` that differs from its
-        defaults by ``solver``, ``alpha``, ``fit_intercept`` and ``normalize=True`` at most is solved for all episodes
-        at once; the scores are those of the loop.
+        With ``scores``, ``mean`` and the 95 % ``interval`` of the mean. Episodes are solved in large batches if the
+        estimator is a ``FaastClassifier`` that reads no inner layers and whose only parameters other than the defaults
+        are ``backbone``, ``solver``, ``alpha``, ``normalize``, ``fit_intercept`` and those that say how to run. The
+        scores equal those of fitting one by one.
 
     Raises
     ------
     InputError
-        If X and y differ in length, classes or rows are too few, or a sample cannot be used.
+        If X and y differ in length, there are too few classes or rows, or a sample cannot be used.
     ValueError
-        If a number or a parameter of the estimator is wrong.
+        If a number or a parameter of the estimator is invalid.
 
     Examples
     --------
@@ -155,7 +158,7 @@ def few_shot_score(
 
 
 def _scores(estimator, X, y, episodes, n_jobs):
-    """Return the accuracy of each episode; work that all episodes share is done once."""
+    """Return the accuracy of each episode; computations that all episodes share are done once."""
     if isinstance(estimator, Pipeline) and len(estimator) > 1 and isinstance(estimator[0], BackboneFeatures):
         return _scores(estimator[1:], clone(estimator[0]).fit_transform(X), y, episodes, n_jobs)
     if isinstance(estimator, Pipeline) and len(estimator) == 1:
@@ -167,12 +170,12 @@ def _scores(estimator, X, y, episodes, n_jobs):
             settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "normalize", "fit_intercept")}
             return solve_episodes(_unscaled(estimator, X), episodes, **settings)
         if estimator.backbone is not None and (evaluation.uses_values() or reads_layers):
-            # Class names, the scale of logits and the widths of layers are the backbone's, so it must stay; a cache
-            # sees each sample once.
+            # Embedded class names, the scale of logits and the widths of layers come from the backbone, so the
+            # estimator keeps it; a cache avoids encoding a sample more than once.
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)
         elif estimator.backbone is not None:
             X, estimator = _unscaled(estimator, X), clone(estimator).set_params(backbone=None, cache=None)
-        if isinstance(estimator.class_weight, Mapping):  # an episode has some of the classes
+        if isinstance(estimator.class_weight, Mapping):  # an episode has only some of the named classes
             weights = named_weights(estimator.class_weight, np.unique(y))
             estimator = clone(estimator).set_params(class_weight=weights)
     tasks = zip(*(rows.reshape(len(rows), -1) for rows in episodes[:2]), strict=True)
@@ -181,7 +184,7 @@ def _scores(estimator, X, y, episodes, n_jobs):
 
 
 def _is_plain(estimator):
-    """Whether solving all episodes at once gives what the estimator would, judged by its parameters."""
+    """Whether the parameters of the estimator are such that the batched solve gives the same result."""
     if type(estimator) is not FaastClassifier or not isinstance(estimator.normalize, (bool, np.bool_)):
         return False
     defaults = inspect.signature(FaastClassifier).parameters
@@ -193,7 +196,7 @@ def _is_plain(estimator):
 
 
 def _unscaled(estimator, X):
-    """Return the features of samples as the backbone gives them: whoever solves the episodes scales them."""
+    """Return the features of samples without scaling to unit length, which follows when episodes are solved."""
     return Evaluation(clone(estimator).set_params(normalize=False), partial=False).all_features(X)
 
 

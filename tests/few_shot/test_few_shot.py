@@ -246,7 +246,7 @@ def test_what_cannot_be_drawn_is_named():
     X, y = np.zeros((60, 2)), np.repeat(["cat", "dog", "owl"], [30, 20, 10])
     with pytest.raises(InputError, match="y has 3 classes, fewer than n_way=5"):
         few_shot_score(FaastClassifier(), X, y)
-    with pytest.raises(InputError, match=r"'owl'.* has 10 rows, but .* = 12 of a class; lower n_query"):
+    with pytest.raises(InputError, match=r"'owl'.* has 10 rows, but .* = 12 rows per class; lower n_query"):
         few_shot_score(FaastClassifier(), X, y, n_way=2, n_shot=2, n_query=10)
     with pytest.raises(InputError, match="2 classes have too few"):
         few_shot_score(FaastClassifier(), X, y, n_way=2, n_shot=2, n_query=20)
