@@ -76,7 +76,7 @@ def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any
     Notes
     -----
     A partition may be empty, have a single class, or have only samples of weight zero. ``class_weight="balanced"``
-    takes a first pass to count labels; this pass computes the partitions of X too, but runs no backbone. ``verbose=1``
+    takes a first pass to count labels, which computes the partitions of X only if these hold the labels. ``verbose=1``
     shows Dask's progress bar over partitions.
 
     Each partition costs as much as ``partial_fit`` on it. Its moments take ``8 d²`` bytes, or 8 d bytes per row if it
@@ -204,7 +204,9 @@ def _learn(estimator, X, y, sample_weight, *, reset, partial=False, classes=None
     partitions = _partitions(X, y, sample_weight)
     weights = None
     if reset and isinstance(getattr(estimator, "class_weight", None), str) and estimator.class_weight == "balanced":
-        counted = [dask.delayed(counts_of_partition, pure=False)(i, *part) for i, part in enumerate(partitions)]
+        # Samples are computed only where they hold the labels.
+        of_labels = partitions if y is None else [(None, *rest) for _, *rest in partitions]
+        counted = [dask.delayed(counts_of_partition, pure=False)(i, *part) for i, part in enumerate(of_labels)]
         weights = balanced_weights(dask.compute(*counted))
     # As a task of its own, the learner is sent to each worker once, and its partitions share a module in memory.
     learner = dask.delayed(LocalLearner.of(estimator, reset=reset, class_weight=weights), pure=False)

@@ -231,7 +231,7 @@ def alpha_path(
         errors = kfold_errors if plain else functools.partial(_errors_of_problems, problem)
         scores = -errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
     else:
-        left_out = [_readouts(problem, train, alphas) for train in _left_out(folds)]
+        left_out = [[one.solved.readout for one in _problems(problem, train, alphas)] for train in _left_out(folds)]
         with closing(evaluation.features(X)) as stream:
             scores = _score_held_out(stream, problem.classes, y, sample_weight, fold_of, left_out, scoring)
     return AlphaPath(_results(alphas, scores, solver == "ridge"), scoring, n_folds)
@@ -244,9 +244,7 @@ def _errors_of_problems(problem, folds, alphas, *, solver, intercept):
     """
     errors = []
     for train, fold in zip(_left_out(folds), folds, strict=True):
-        train.keep()
-        settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
-        solved = [problem.with_moments(train, setting) for setting in settings]
+        solved = _problems(problem, train, alphas)
         errors.append([_error_of(one.solved.solution, one.scales, one.examples, fold, intercept) for one in solved])
     return np.array(errors)
 
@@ -264,11 +262,11 @@ def _error_of(solution, scales, train, fold, intercept):
     return float(total - 2.0 * (weights * cross).sum() + spread.sum()) / fold.weight
 
 
-def _readouts(problem, moments, alphas):
-    """Return the readouts of moments, one for each alpha, from one decomposition."""
+def _problems(problem, moments, alphas):
+    """Return a problem for each alpha, all with these moments, whose decompositions they share."""
     moments.keep()
     settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
-    return [problem.with_moments(moments, setting).solved.readout for setting in settings]
+    return [problem.with_moments(moments, setting) for setting in settings]
 
 
 def _score_held_out(stream, classes, y, sample_weight, fold_of, left_out, scoring):
@@ -301,7 +299,9 @@ def _fold_of(splitter, n, y, groups):
                 "as those of KFold, StratifiedKFold or GroupKFold are."
             )
         fold_of[test] = k
-    if (fold_of < 0).any() or k < 1:
+    if k < 1:
+        raise InputError(f"{type(splitter).__name__} makes fewer than two folds, so that nothing can be held out.")
+    if (fold_of < 0).any():
         raise InputError(
             f"the test folds of {type(splitter).__name__} leave out {int((fold_of < 0).sum())} of {n} samples; each "
             "sample must be held out once, as by KFold, StratifiedKFold or GroupKFold."

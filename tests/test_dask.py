@@ -341,6 +341,19 @@ def test_threads_of_one_process_take_turns_where_each_starts_others(monkeypatch,
     assert open_count() == before + 1
 
 
+def test_labels_are_counted_without_computing_samples(local):
+    computed = []
+
+    def seen(block):
+        computed.append(len(block))
+        return block
+
+    rows = da.from_array(X, chunks=(300, 64)).map_blocks(seen, meta=np.empty((0, 0)))
+    found = fd.fit(FaastClassifier(class_weight="balanced"), rows, Y)
+    same(found, FaastClassifier(class_weight="balanced").fit(X, Y))
+    assert sorted(computed) == [297] + [300] * 5  # once each
+
+
 # Workers
 
 

@@ -138,6 +138,7 @@ def test_the_estimator_stays_as_it_was():
     ("kwargs", "error", "message"),
     [
         ({"cv": ShuffleSplit(3)}, InputError, "overlap|leave out"),
+        ({"cv": [(np.arange(0), np.arange(len(X)))]}, InputError, "fewer than two folds"),
         ({"scoring": "f1"}, ValueError, "scoring must be one of"),
         ({"alphas": [-1.0]}, ValueError, "at least 0"),
         ({"alphas": []}, ValueError, "at least 0"),

@@ -572,20 +572,17 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     def _check_params(self, partial):
         if not (isinstance(self.solver, str) and self.solver in ("ridge", "pinv")):
             raise ValueError(f"solver must be 'ridge' or 'pinv', got {self.solver!r}.")
-        number = isinstance(self.alpha, numbers.Real) and not isinstance(self.alpha, bool)
-        if not (isinstance(self.alpha, str) and self.alpha == "auto") and not (number and 0 <= self.alpha < np.inf):
-            raise ValueError(f"alpha must be 'auto' or a finite number of at least 0, got {self.alpha!r}.")
+        for name in ("alpha", "prior_strength"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (isinstance(value, str) and value == "auto") and not (number and 0 <= value < np.inf):
+                raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
         check_values(self.values)
-        strength = self.prior_strength
-        number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-        if not (isinstance(strength, str) and strength == "auto") and not (number and 0 <= strength < np.inf):
-            raise ValueError(f"prior_strength must be 'auto' or a finite number of at least 0, got {strength!r}.")
         check_layers(self.layers)
         check_views(self.views)
-        if not isinstance(self.normalize, (bool, np.bool_)):
-            raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
-        if not isinstance(self.fit_intercept, (bool, np.bool_)):
-            raise ValueError(f"fit_intercept must be True or False, got {self.fit_intercept!r}.")
+        for name in ("normalize", "fit_intercept"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         weights = self.class_weight
         balanced = isinstance(weights, str) and weights == "balanced"
         if not (weights is None or balanced or isinstance(weights, Mapping)):

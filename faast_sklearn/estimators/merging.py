@@ -77,11 +77,13 @@ def _refuse_different(first, other, i):
 
 
 def _same(a, b):
-    """Whether two values of a parameter are equal; arrays, also in a dict, are compared by their content."""
+    """Whether two values of a parameter are equal; arrays, also in a dict or list, are compared by their content."""
     if a is b:
         return True
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return np.array_equal(a, b)
     return repr(a) == repr(b)

@@ -30,7 +30,7 @@ from faast_sklearn.inputs.samples import count_samples
 __all__ = ["FewShotResult", "few_shot_score"]
 
 # Parameters that the batched solve supports, or that do not change accuracies.
-_FOLLOWED = {"solver", "alpha", "fit_intercept", "backbone", *RUN_PARAMETERS}
+_FOLLOWED = {"solver", "alpha", "fit_intercept", "normalize", "backbone", *RUN_PARAMETERS}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,10 +188,10 @@ def _is_plain(estimator):
     if type(estimator) is not FaastClassifier or not isinstance(estimator.normalize, (bool, np.bool_)):
         return False
     defaults = inspect.signature(FaastClassifier).parameters
+    others = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _FOLLOWED}
     return all(
-        name in _FOLLOWED or name == "normalize" or (type(value) is type(default) and value == default)
-        for name, value in estimator.get_params(deep=False).items()
-        for default in [defaults[name].default]
+        type(value) is type(defaults[name].default) and value == defaults[name].default
+        for name, value in others.items()
     )
 
 

@@ -43,6 +43,15 @@ def test_what_does_not_belong_together_is_refused():
         merge([one, FaastClassifier().fit(X[:, :5], y)])
     with pytest.raises(InputError, match=r"estimators\[1\] is a FaastSeq2Seq"):
         merge([one, FaastSeq2Seq(opened("llama")).fit(*pairs(4))])
+    # Arrays are compared by content, however long: their printed form leaves out the middle.
+    vectors = [np.arange(2000.0), np.arange(2000.0)[::-1]]
+    other = [np.where(np.arange(2000) == 1000, 0.5, vectors[0]), vectors[1]]
+    known = [
+        FaastClassifier(values=values).fit(X[:50], y[:50] % 2) for values in (vectors, [*map(np.copy, vectors)], other)
+    ]
+    merge(known[:2])
+    with pytest.raises(InputError, match=r"estimators\[1\] has values="):
+        merge(known[1:])
     with pytest.raises(InputError, match="nothing to merge"):
         merge([])
     with pytest.raises(NotFittedError):
