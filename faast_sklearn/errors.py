@@ -121,7 +121,7 @@ class UnknownBackboneError(BackboneError, ValueError):
 
 
 class MissingDependencyError(FaastError, ImportError):
-    """An optional package is missing or broken; the message gives the pip line."""
+    """An optional package is missing or broken; the message gives the pip command."""
 
 
 class DeviceError(FaastError, RuntimeError):
