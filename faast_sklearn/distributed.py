@@ -1,8 +1,8 @@
 """Learning in all processes of a ``torch.distributed`` group: each reads its samples, moments are summed by all-reduce.
 
 Moments are tensors that add up, so one ``all_reduce`` of each replaces gathering them and leaves every rank with the
-same moments, bit for bit. Only labels, shapes, settings and messages travel as pickled objects, and only between the
-processes of the group.
+same moments, bit for bit. Only labels, shapes, settings, digests and messages travel as pickled objects, and only
+between the processes of the group.
 """
 
 import functools
