@@ -123,7 +123,7 @@ class ViewedBackbone(WrappedBackbone):
         return self.inner.feature_maps
 
     def read(self, sample: Any) -> Any:
-        """Read one sample as the backbone inside does."""
+        """Read one sample as the wrapped backbone does."""
         item = self.inner.read(sample)
         if not isinstance(item, torch.Tensor) or item.ndim < 2:
             raise InputError(f"views={self.views} need images as tensors (..., h, w), got {type(item).__name__}.")
