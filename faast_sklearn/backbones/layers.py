@@ -182,7 +182,7 @@ class LayeredBackbone(WrappedBackbone):
 
 
 def _that_fit(widths, n_features):
-    """Keep the statistics with which there are at most ``_MOST_FEATURES``: means first, of later layers first."""
+    """Keep statistics up to ``_MOST_FEATURES`` in all: means before deviations and maxima, later layers first."""
     kept, total = {}, n_features
     for i, k in sorted(widths, key=lambda at: (_ORDER.get(at[1], at[1]), -at[0])):
         if total + widths[i, k] <= _MOST_FEATURES:
