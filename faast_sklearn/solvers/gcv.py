@@ -76,8 +76,8 @@ def gcv_ridge(
     Wahba, 1979), where the 1 is for the intercept. With unequal weights, :func:`residual_share` takes the place of
     ``1 − (df + 1) / N``.
 
-    If the targets can be fitted exactly although there are more rows than dimensions, the rows are copies of one
-    another, such as samples that were drawn or learnt twice. N is then the number of dimensions.
+    If the targets can be fitted exactly although there are more rows than their rank, rows are copies of one another,
+    such as samples that were drawn or learnt twice. N is then at most the rank (plus one with an intercept).
 
     Candidates with more than 0.6 N degrees of freedom are refused: close to interpolation numerator and denominator
     vanish together, and with few noisy samples the quotient has spurious minima there (in one of ten draws of 16 texts
