@@ -190,7 +190,7 @@ def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any) ->
     """Return the N0 with the least expected log-loss of left-out rows.
 
     Scores of left-out rows are assumed to lie around their class means with the tails of a t distribution, as for the
-    temperature in :mod:`faast_sklearn.readout.calibration`; zero-shot scores do not depend on the rows. With few rows
+    temperature in ``faast_sklearn.readout.calibration``; zero-shot scores do not depend on the rows. With few rows
     the logarithm of N0 is shrunk towards that of five examples per class.
 
     Parameters
