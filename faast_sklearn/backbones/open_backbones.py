@@ -15,7 +15,7 @@ __all__ = ["derived", "open_count", "open_once", "release_backbones"]
 _lock = threading.RLock()
 _named = {}
 _in_memory = collections.OrderedDict()
-_IN_MEMORY_SLOTS = 4  # scikit-learn deep-copies a bare module in each fold, and not all copies should stay in memory
+_IN_MEMORY_SLOTS = 4  # a grid over bare modules deep-copies them for each fit, and not all copies should stay in memory
 _count = 0
 
 
