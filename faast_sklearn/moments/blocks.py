@@ -23,7 +23,7 @@ class Blocks(Stateful):
     widths : tuple of int
         Their sum is the number of features d. If no inner layer is read, there is one width.
     feature_maps : bool, default=True
-        Whether inner layers are feature maps; others, as those of transformers, are multiplied by 0.4.
+        Whether inner layers are feature maps; others, such as those of transformers, are multiplied by 0.4.
 
     Examples
     --------
