@@ -1,4 +1,4 @@
-"""Plots: accuracy against shots, and the validation score along a path of alphas. They need matplotlib."""
+"""Plots of accuracy against shots, and of the validation score along a path of alphas; they need matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +16,14 @@ __all__ = ["AlphaPathDisplay", "FewShotCurveDisplay"]
 
 
 class FewShotCurveDisplay:
-    """Accuracy against the number of shots, with 95 % intervals, of one or several classifiers.
+    """Accuracy of one or several classifiers against the number of shots, with 95 % intervals.
 
     Make one with :meth:`from_estimator` or :meth:`from_results`.
 
     Parameters
     ----------
     results : dict of str to dict of int to FewShotResult
-        For each name a result for each number of shots.
+        By the name of a classifier, its result for each number of shots.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class FewShotCurveDisplay:
     >>> X, y = load_digits(return_X_y=True)
     >>> display = FewShotCurveDisplay.from_estimator(FaastClassifier(), X, y, shots=(1, 5), random_state=0)
     >>> display.ax_.get_xlabel()
-    'shots (examples a class)'
+    'shots (examples per class)'
     """
 
     def __init__(self, results: dict) -> None:
@@ -69,15 +69,15 @@ class FewShotCurveDisplay:
         Parameters
         ----------
         estimators : estimator, list of estimators, or dict of str to estimator
-            Those without a name are called by their class. All see the same episodes, and the query rows are the
-            same at all shots.
+            Estimators without a name are named after their class. All see the same episodes, and the query rows are
+            the same for all numbers of shots.
         X, y : samples and labels
             As in :func:`~faast_sklearn.few_shot.few_shot_score`.
         shots : sequence of int, default=(1, 2, 5, 10)
         n_way, n_query, n_episodes, random_state
             As in :func:`~faast_sklearn.few_shot.few_shot_score`.
         ax : matplotlib.axes.Axes, optional
-            Drawn into; a new figure by default.
+            The axes to draw into; a new figure by default.
         **line_kw
             For the lines, see ``matplotlib.axes.Axes.plot``.
 
@@ -103,7 +103,7 @@ class FewShotCurveDisplay:
 
     @classmethod
     def from_results(cls, results: dict, *, ax: Any = None, **line_kw: Any) -> "FewShotCurveDisplay":
-        """Plot results that are there already.
+        """Plot results that were computed before.
 
         Parameters
         ----------
@@ -153,17 +153,17 @@ class FewShotCurveDisplay:
             ticks.update(shots)
         some = next(iter(next(iter(self.results.values())).values()))
         self.ax_.set_xscale("log", base=2)
-        # Powers of two by their exponents would be the default.
+        # By default the labels would be powers of two, such as 2³.
         self.ax_.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
         self.ax_.set_xticks([], minor=True)
-        self.ax_.set(xlabel="shots (examples a class)", ylabel=f"accuracy, {some.n_way}-way, with 95 % interval")
+        self.ax_.set(xlabel="shots (examples per class)", ylabel=f"accuracy, {some.n_way}-way, with 95 % interval")
         self.ax_.grid(alpha=0.3)
         self.ax_.legend(loc="best")
         return self
 
 
 class AlphaPathDisplay:
-    """Validation score along a path of alphas, mean and spread over the folds, with the chosen alpha marked.
+    """Mean and spread of the validation score over the folds, along a path of alphas, with the chosen alpha marked.
 
     Make one with :meth:`from_estimator` or :meth:`from_results`.
 
@@ -173,9 +173,9 @@ class AlphaPathDisplay:
     curves : dict of str to (ndarray of shape (k,), ndarray of shape (k,))
         Mean and standard deviation of the score at each alpha, by the name of the curve.
     score_name : str
-        Names the vertical axis.
+        Label of the vertical axis.
     chosen : dict of str to float, optional
-        The alpha to mark on a curve.
+        By the name of a curve, the alpha to mark on it.
 
     Attributes
     ----------
@@ -183,9 +183,9 @@ class AlphaPathDisplay:
     figure_ : matplotlib.figure.Figure
     lines_ : dict of str to matplotlib.lines.Line2D
     bands_ : dict of str to matplotlib artist
-        One standard deviation to both sides.
+        One standard deviation on either side of the mean.
     marks_ : dict of str to matplotlib.lines.Line2D
-        The chosen alphas.
+        The marks of the chosen alphas.
 
     Examples
     --------
@@ -229,7 +229,7 @@ class AlphaPathDisplay:
             As in :func:`~faast_sklearn.selection.alpha_path`.
         ax : matplotlib.axes.Axes, optional
         name : str, optional
-            Of the curve; the estimator's class by default.
+            Name of the curve; by default the name of the estimator's class.
         **line_kw
             For the line.
 
@@ -264,14 +264,14 @@ class AlphaPathDisplay:
         Parameters
         ----------
         cv_results : dict
-            With ``param_alpha``, ``mean_test_score`` and ``std_test_score``, as ``GridSearchCV(...).cv_results_`` of a
-            search over ``alpha`` alone has them.
+            With ``param_alpha``, ``mean_test_score`` and ``std_test_score``, such as ``GridSearchCV(...).cv_results_``
+            of a search over ``alpha`` alone.
         score_name : str, default="score"
         chosen : float, optional
-            The alpha to mark; the one of the best mean by default.
+            The alpha to mark; by default the one with the best mean score.
         ax : matplotlib.axes.Axes, optional
         name : str, default="validation"
-            Of the curve.
+            Name of the curve.
         **line_kw
             For the line.
 
@@ -282,7 +282,7 @@ class AlphaPathDisplay:
         Raises
         ------
         InputError
-            If a column is missing, or an alpha occurs twice, as in a search over other parameters too.
+            If a column is missing, or an alpha occurs twice, as in a search that also varies other parameters.
         """
         columns = ("param_alpha", "mean_test_score", "std_test_score")
         missing = [column for column in columns if column not in cv_results]
@@ -292,7 +292,7 @@ class AlphaPathDisplay:
         order = np.argsort(alphas)
         alphas, mean, spread = alphas[order], mean[order], spread[order]
         if (np.diff(alphas) == 0).any():
-            raise InputError("cv_results has several rows for one alpha; select those of one setting of the others.")
+            raise InputError("cv_results has several rows for one alpha; keep one value of each other parameter.")
         chosen = alphas[np.nanargmax(mean)] if chosen is None else chosen
         display = cls(alphas, {name: (mean, spread)}, score_name=score_name, chosen={name: float(chosen)})
         return display.plot(ax, **line_kw)
@@ -339,7 +339,7 @@ class AlphaPathDisplay:
 
 
 def _axes(ax):
-    """Return axes and figure to draw into."""
+    """Return the axes to draw into, and their figure."""
     if ax is None:
         _, ax = require("matplotlib.pyplot", pip="matplotlib").subplots()
     return ax, ax.figure

@@ -1,8 +1,8 @@
 """Learning in all processes of a ``torch.distributed`` group: each reads its samples, moments are summed by all-reduce.
 
-Moments are tensors that add up, so one ``all_reduce`` of each takes the place of gathering them, and leaves every rank
-with the same ones, bit for bit. Only labels, shapes, digests and messages travel as pickled objects, and only between
-the processes of the group.
+Moments are tensors that add up, so one ``all_reduce`` of each replaces gathering them and leaves every rank with the
+same moments, bit for bit. Only labels, shapes, settings, digests and messages travel as pickled objects, and only
+between the processes of the group.
 """
 
 import functools
@@ -27,18 +27,19 @@ _ACCELERATORS = {"nccl": "cuda", "xccl": "xpu"}
 def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None, *, group: Any = None) -> Any:
     """Forget everything and learn from the samples of all ranks.
 
-    Every rank of the group calls it, with its own samples and an estimator of equal parameters. Afterwards each has
-    learnt all of them, the same bit for bit, and equal to one ``fit`` of all samples to rounding.
+    Every rank of the group calls it, with its own samples and an estimator that has the same parameters. Afterwards
+    all ranks have learnt all samples: their estimators are equal bit for bit, and equal up to rounding to one ``fit``
+    of all samples.
 
     Parameters
     ----------
     estimator : FaastClassifier or FaastSeq2Seq
-        Fitted in place. Its backbone runs on the device that ``device`` says, by default the current one.
+        Fitted in place. Its backbone runs on its ``device``, by default the current device of this process.
     X, y, sample_weight
-        Those of this rank, as the estimator's ``fit`` takes them; there may be none (``[]``), and classes may be
-        missing.
+        Those of this rank, as the estimator's ``fit`` takes them. A rank may have no samples (``[]``), or samples of
+        some classes only.
     group : torch.distributed.ProcessGroup, default=None
-        The default group. Where none has been initialised, this is the estimator's own ``fit``.
+        None is the default group. If no group has been initialised, this function is the estimator's own ``fit``.
 
     Returns
     -------
@@ -48,19 +49,20 @@ def fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None, *, gro
     Raises
     ------
     InputError, NonFiniteError, BackboneError, ...
-        On the rank whose samples are at fault, as its ``fit`` would.
+        On the rank whose samples are at fault, as its ``fit`` would raise it.
     FaastError
-        On all others, at once, naming that rank. All estimators are then as they were before the call.
+        On all other ranks, at once; the message names the rank at fault. All estimators are then as they were before
+        the call.
 
     Notes
     -----
-    Ranks exchange ``8 d²`` bytes, or rows while there are fewer of them in all than features or 2,048, and ``8 c d``
-    for the classes; language models ``24 d²`` and three numbers a word. With a GPU backend and a backbone on the GPU
-    moments stay there.
+    Ranks exchange ``8 d²`` bytes, or the rows themselves if all ranks together have no more of them than d or 2,048,
+    and ``8 c d`` bytes for the classes. Language models exchange ``24 d²`` bytes and three numbers per token of the
+    vocabulary. With a GPU backend and a backbone on the GPU, moments stay there.
 
     Examples
     --------
-    Without a group it is an ordinary fit; under ``torchrun`` each rank takes its share:
+    Without a group this is an ordinary fit; under ``torchrun`` each rank learns its share:
 
     >>> import torch.distributed as dist
     >>> from sklearn.datasets import load_digits
@@ -91,7 +93,7 @@ def partial_fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None
     Raises
     ------
     FaastError
-        As in :func:`fit`; also if some ranks' estimators are fitted and others are not.
+        As in :func:`fit`; also if the estimators of some ranks are fitted and those of others are not.
     """
     if not _is_up():
         return _alone(estimator.partial_fit, X, y, sample_weight)
@@ -100,17 +102,17 @@ def partial_fit(estimator: Any, X: Any, y: Any = None, sample_weight: Any = None
 
 
 def all_reduce(estimator: Any, *, group: Any = None) -> Any:
-    """Make each rank's estimator the one that has learnt what those of all ranks have.
+    """Let each rank's estimator know what the estimators of all ranks have learnt.
 
-    For estimators that learn for themselves for a while. Calling it twice counts everything twice: what is common to
-    all ranks is learnt once a rank.
+    It is for estimators that have learnt separately. Do not call it twice: the second call adds up estimators that are
+    equal already, so that it counts every sample once per rank.
 
     Parameters
     ----------
     estimator : FaastClassifier or FaastSeq2Seq
-        Fitted, or not where a rank had no samples.
+        Fitted, except on ranks that had no samples.
     group : torch.distributed.ProcessGroup, default=None
-        The default group. Where none has been initialised, nothing happens.
+        None is the default group. If no group has been initialised, nothing happens.
 
     Returns
     -------
@@ -160,14 +162,14 @@ def _learn(ranks, estimator, X, y, sample_weight, reset, partial=False):
 
 
 def _same_on_all(ranks, estimator, reset):
-    """Raise an error on every rank if their estimators differ: such ranks would wait for each other without end."""
+    """Raise an error on every rank if their estimators differ, since ranks that do different things deadlock."""
 
     def settings():
         params = estimator.get_params(deep=False)
         return {
             "class": type(estimator).__name__,
             "fitted": not reset,
-            # The address in the name of a function is another in each process.
+            # The repr of a function contains its address, which differs between processes.
             **{
                 name: value.__qualname__ if inspect.isfunction(value) else repr(value)
                 for name, value in params.items()
@@ -197,7 +199,7 @@ def _total(ranks, make):
     found = [one for one in ranks.gathered(header) if one is not None]
     if not found:
         return None
-    # A shape adds as the moments do, and refuses what does not belong together on every rank alike.
+    # Outlines are added as moments are, so that moments that do not fit together raise the same error on every rank.
     whole = functools.reduce(lambda a, b: a + b, found)
     moments = whole.moments.summed(ranks, None if part is None else part.moments)
     own = {"device_": "cpu"} if part is None else {"device_": part.facts["device_"]}
@@ -205,7 +207,7 @@ def _total(ranks, make):
 
 
 class _Ranks:
-    """The processes of a group, and what they can do together: every method is called by all of them."""
+    """The processes of a group and their collective operations: all processes call each method."""
 
     def __init__(self, group):
         self._group = group
@@ -219,7 +221,7 @@ class _Ranks:
             self._device = torch.device(kind, getattr(torch, kind).current_device())
 
     def gathered(self, make):
-        """Return what ``make`` returns on each rank, in their order; if it raises on one, all raise."""
+        """Return what ``make`` returns on each rank, in the order of the ranks; if it raises on one, all raise."""
         error, value = None, None
         try:
             value = make()
@@ -236,7 +238,7 @@ class _Ranks:
         return [value for _, value in answers]
 
     def sum(self, tensor):
-        """Return the sum of the ranks' tensors, on the device of this one's."""
+        """Return the sum of the ranks' tensors, on the device of this rank's tensor."""
         total = tensor.to(self._device, copy=True).contiguous()
         torch.distributed.all_reduce(total, group=self._group)
         return total.to(tensor.device)
@@ -257,5 +259,5 @@ class _Ranks:
         start = int(counts[: self.rank].sum())
         table = rows.new_zeros((int(counts.sum()), *rows.shape[1:]))
         table[start : start + len(rows)] = rows
-        # Everything but a row's own rank adds zero: exact, and one operation that all backends have.
+        # Each row is zero on all ranks but its own, so the sum is exact, and every backend has this operation.
         return self.sum(table)

@@ -35,15 +35,15 @@ _LONGEST = 500
 
 
 def shortened(value: Any, most: int = 60, *, quoted: bool = True) -> str:
-    """Return a user's value in the form in which messages show it: on one line, and shortened in the middle.
+    """Return a user's value as messages show it: on one line, and shortened in the middle.
 
     Parameters
     ----------
     value : object
     most : int, default=60
-        Characters.
+        The most characters.
     quoted : bool, default=True
-        As Python writes it; False for text that is a message itself.
+        Whether to show the value's ``repr``; False for text that is a message itself.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def shortened(value: Any, most: int = 60, *, quoted: bool = True) -> str:
     "'aaaaaaaaaa...aaaa'"
     """
     if isinstance(value, (str, bytes)) and len(value) > 4 * most:
-        value = value[: 2 * most] + value[-2 * most :]  # type: ignore[operator] # whose repr is made of all of it
+        value = value[: 2 * most] + value[-2 * most :]  # type: ignore[operator] # its repr would be as long
     text: str = (repr(value) if quoted else str(value)).replace("\n", " ")
     if len(text) <= most:
         return text
@@ -61,17 +61,17 @@ def shortened(value: Any, most: int = 60, *, quoted: bool = True) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Return the first of some names, for a message."""
+    """Return the first names as a comma-separated list, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def nearest(value: Any, known: Iterable, cutoff: float = 0.6) -> Any:
-    """Return the known value that is most similar to a given one: equal but for case and spaces, or spelt alike.
+    """Return the known value that equals a given one but for case and outer spaces, or else is spelt most like it.
 
     Returns
     -------
     object or None
-        None if nothing is near.
+        None if none is similar.
 
     Examples
     --------
@@ -88,16 +88,16 @@ def nearest(value: Any, known: Iterable, cutoff: float = 0.6) -> Any:
 
 
 def refuse_missing_parent(path: Any) -> None:
-    """Raise FileNotFoundError if the folder that a file or folder is to be made in does not exist."""
+    """Raise FileNotFoundError if the folder in which ``path`` is to be made does not exist."""
     parent = Path(path).absolute().parent
     if not parent.is_dir():
         raise FileNotFoundError(f"the folder {str(parent)!r} does not exist; make it first, or choose another.")
 
 
 class InputError(FaastError, ValueError):
-    """A sample, a label or a weight cannot be used; the message names which one and the remedy.
+    """A sample, a label or a weight cannot be used; the message names it and the remedy.
 
-    It has at most 500 characters, whatever it quotes: culprit and remedy are at its ends.
+    A message of more than 500 characters is shortened in the middle, since the culprit and the remedy are at its ends.
     """
 
     def __init__(self, message: Any = "", *more: Any) -> None:
@@ -105,11 +105,11 @@ class InputError(FaastError, ValueError):
 
 
 class NonFiniteError(InputError):
-    """NaN or infinite features; the message names the first such row."""
+    """Features are NaN or infinite; the message names the first such row."""
 
 
 class ForgetError(FaastError, ValueError):
-    """``forget`` was asked to take away what was never learnt."""
+    """``forget`` was given samples that were never learnt."""
 
 
 class BackboneError(FaastError, RuntimeError):
@@ -117,11 +117,11 @@ class BackboneError(FaastError, RuntimeError):
 
 
 class UnknownBackboneError(BackboneError, ValueError):
-    """No backbone of that name; the message lists near names."""
+    """There is no backbone of that name; the message lists similar names."""
 
 
 class MissingDependencyError(FaastError, ImportError):
-    """An optional package is missing or broken; the message gives the pip line."""
+    """An optional package is missing or broken; the message gives the pip command."""
 
 
 class DeviceError(FaastError, RuntimeError):
@@ -137,7 +137,7 @@ class SavedFileError(FaastError, ValueError):
 
 
 class SavedFileWarning(UserWarning):
-    """A saved estimator meets other library versions or another backbone than it was saved with."""
+    """The library versions or the backbone differ from those with which an estimator was saved."""
 
 
 class ConditionWarning(UserWarning):
@@ -149,4 +149,4 @@ class TruncationWarning(UserWarning):
 
 
 class NotFittedWarning(UserWarning):
-    """An estimator that has learnt nothing was asked to predict; the answer is the frozen model's."""
+    """An estimator that has learnt nothing was asked to predict; the prediction is the frozen model's."""

@@ -1,4 +1,4 @@
-"""Import optional packages only when they are used, and say what to install when they are not there."""
+"""Import optional packages only when they are used, and say what to install if one is missing."""
 
 import contextlib
 import importlib
@@ -14,12 +14,12 @@ __all__ = ["explain_imports", "require"]
 
 @contextlib.contextmanager
 def explain_imports(package: str, pip: str | None = None) -> Iterator[Any]:
-    """Turn a failing import inside the block into an error that names the remedy.
+    """Turn an import that fails inside the block into an error that names the remedy.
 
     Parameters
     ----------
     package : str
-        Name of the package being imported, for the message.
+        Name of the imported package, for the message.
     pip : str, default=None
         What to put after ``pip install``; the package's name by default.
 
@@ -46,7 +46,7 @@ def explain_imports(package: str, pip: str | None = None) -> Iterator[Any]:
 
 
 def require(package: str, pip: str | None = None) -> Any:
-    """Import ``package`` or raise an error with the pip line.
+    """Import ``package``, or raise an error with the pip command.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""What a backbone is: the one class to write to add your own.
+"""The class of all backbones, which is the one class to write for a backbone of your own.
 
-A backbone is an *opened*, frozen pretrained module: weights on a device, eval mode, with the
-preprocessing that belongs to it. Estimators never hold one; they hold a
-:class:`~faast_sklearn.backbones.handle.BackboneHandle`, which opens it when it is needed.
+A backbone is an *opened*, frozen pretrained module: its weights are on a device, and its preprocessing is part of it.
+Estimators never hold one; they hold a :class:`~faast_sklearn.backbones.handle.BackboneHandle`, which opens it when it
+is needed.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ __all__ = [
     "uncompiled",
 ]
 
-# Attributes of a backbone that its features do not depend on, or that change while it runs.
+# Attributes that do not change a backbone's features, or that change while it runs.
 _DECIDE_NOTHING = ("_derived", "_probed", "default_batch_size", "device", "license", "n_features", "source")
 
 
@@ -60,7 +60,7 @@ class Batch:
 
 
 class ForwardPass(ABC):
-    """What the loop over data drives: samples are read and collated on the host, then run batch by batch.
+    """What the loop over data runs: samples are read and collated on the host, then go through it batch by batch.
 
     ``read`` and ``collate`` run on the host in several threads at once; ``forward`` runs in the caller's thread.
 
@@ -69,9 +69,9 @@ class ForwardPass(ABC):
     modality : {"image", "text", "tensor"}
         What samples are; texts are run longest first.
     device : torch.device
-        Where it runs.
+        The device of the module.
     dtype : torch.dtype
-        Precision in which it computes.
+        Precision in which the module computes.
     truncation : {"warn", "error"}, default="warn"
         What to do with texts longer than ``Batch.limit``; the loop over the data does it.
     default_batch_size : int, default=32
@@ -94,22 +94,22 @@ class ForwardPass(ABC):
 
     @abstractmethod
     def forward(self, batch: Any) -> Any:
-        """Return one result a sample, in the order of the items."""
+        """Return one result per sample, in the order of the items."""
 
     @property
     def shares_memory_with(self) -> Any:
-        """The object for which the largest batch size that fits into memory is remembered; by default this one."""
+        """The object for which the batch size that fits into memory is remembered; by default this one."""
         return self
 
     def sort_key(self, item: Any) -> int:
-        """Cost proxy of a sample that was read; texts of like length belong in one batch."""
+        """Return a proxy for the cost of a sample that was read; samples of similar cost go into one batch."""
         return 0
 
     def check(self, output: Any, n: Any) -> None:  # noqa: B027 - what needs no check has none
         """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
 
     def finite(self, output: Any) -> torch.Tensor | None:
-        """Return one flag a sample: whether all that ``forward`` returned for it is finite; None to skip the check."""
+        """Return one flag per sample: whether ``forward`` returned only finite numbers for it; None skips the check."""
         return torch.isfinite(output).all(dim=1)
 
 
@@ -128,9 +128,9 @@ class Backbone(ForwardPass):
     modality : {"image", "text", "tensor"}
         What samples are: images, strings, or rows of an array.
     n_features : int or None
-        Width of the features. ``None`` only where the first batch decides (a bare module).
+        Number of features. ``None`` only if the first batch determines it (a bare module).
     device : torch.device
-        Where the module is and where features are returned.
+        Device of the module and of the features.
     dtype : torch.dtype
         Precision in which the module computes.
     truncation : {"warn", "error"}, default="warn"
@@ -138,17 +138,18 @@ class Backbone(ForwardPass):
     default_batch_size : int, default=32
         Where ``batch_size="auto"`` starts.
     license : str, default="unknown"
-        Licence of the weights, where it is known.
+        Licence of the weights, if it is known.
     module : torch.nn.Module or None
         The module itself.
     settings : tuple
-        What else decides the features (preprocessing, pooling, length); part of
-        :meth:`fingerprint`, as all attributes are.
+        What else determines the features (preprocessing, pooling, length); part of :meth:`fingerprint`, as all
+        attributes are.
     blocks : tuple of int or None, default=()
-        Widths of the last layer's features and of each statistic of inner layers behind them; empty without inner
-        layers, ``None`` where the first batch decides.
+        Widths of the last layer's features and of each statistic of inner layers after them; empty without inner
+        layers, ``None`` if the first batch determines them.
     feature_maps : bool, default=True
-        Whether inner layers are feature maps, as those of convolutional networks; others count less.
+        Whether inner layers are feature maps, as those of convolutional networks are; other inner layers are scaled
+        down before the solve.
     remedy : str
         What to pass instead, for the message about samples that the backbone cannot read.
 
@@ -194,32 +195,32 @@ class Backbone(ForwardPass):
     def inner_layers(self) -> list[torch.nn.Module]:
         """Return the inner layers that may be read beside the features, first to last.
 
-        By default the blocks or stages of ``module``, if it has any. Override it where another choice is better; an
-        empty list means that the features are all there is.
+        By default these are the blocks or stages of ``module``, if it has any. Override it if another choice is better;
+        an empty list means that there are no inner layers to read.
 
         Returns
         -------
         list of torch.nn.Module
-            Each runs once in a pass of ``forward``; those that do not are left out.
+            Layers that do not run exactly once in a pass of ``forward`` are left out.
         """
         return repeated_blocks(self.module)
 
     def pool_layer(self, output: torch.Tensor, batch: Any) -> list[torch.Tensor]:
-        """Reduce what an inner layer gave for a batch to vectors.
+        """Reduce the output of an inner layer for a batch to vectors.
 
-        By default mean, maximum and standard deviation over the positions of a feature map (n, c, h, w), and the mean
-        over the tokens of (n, t, d), of unit length; (n, d) is taken as it is.
+        By default these are mean, maximum and standard deviation over the positions of a feature map (n, c, h, w), or
+        the mean over the tokens of (n, t, d), scaled to unit length; (n, d) is taken as it is.
 
         Parameters
         ----------
         output : tensor of shape (n, ...)
         batch : Batch
-            What ``forward`` was given.
+            The argument of ``forward``.
 
         Returns
         -------
         list of tensors of shape (n, d)
-            Statistics that are scaled one by one; an empty list if there is nothing to read.
+            Statistics, each of which is scaled by itself; an empty list if there is nothing to read.
         """
         if output.ndim == 4:
             return statistics_of_maps(output)
@@ -228,14 +229,14 @@ class Backbone(ForwardPass):
         return [output] if output.ndim == 2 else []
 
     def any_sample(self) -> Any:
-        """Return a sample that it can read, by which the widths of inner layers are found; None if data must show."""
+        """Return a sample to find the widths of inner layers with; None if only real samples can show them."""
         if self.modality == "tensor" or self.n_features is None:
             return None
         return "a text of a few words" if self.modality == "text" else np.full((64, 64, 3), 128, np.uint8)
 
     def check(self, output: Any, n: Any) -> None:
         """Raise BackboneError unless what ``forward`` returned for ``n`` samples has the right form."""
-        # The width is None in a bare module, whose first batch decides.
+        # A bare module has no width until its first batch.
         if output.ndim != 2 or len(output) != n or self.n_features not in (None, output.shape[1]):
             width = "n_features" if self.n_features is None else self.n_features
             raise BackboneError(
@@ -243,10 +244,10 @@ class Backbone(ForwardPass):
             )
 
     def fingerprint(self) -> str:
-        """Return a digest of everything that decides the features, for caches.
+        """Return a digest of everything that determines the features, for caches.
 
-        Covers the class, its attributes (settings, preprocessing, tokeniser), precision, the module's code and its
-        weights; the module ``faast_sklearn.backbones.fingerprints`` says how. The device does not count.
+        It covers the class, its attributes (settings, preprocessing, tokeniser), the precision, the module's code and
+        its weights, but not the device. The module ``faast_sklearn.backbones.fingerprints`` says how.
 
         Returns
         -------
@@ -262,19 +263,20 @@ _stance, _blocks = None, 0
 
 @contextlib.contextmanager
 def uncompiled(module: torch.nn.Module, *, everywhere: bool) -> Iterator[Any]:
-    """Run compiled code eagerly for the time of a block: code that was compiled without hooks would not call them.
+    """Run compiled code eagerly within a block, since code that was compiled without hooks does not call them.
 
     Parameters
     ----------
     module : torch.nn.Module
     everywhere : bool
-        Also where something else that was compiled may hold the module; False: only if it is compiled in its place.
+        True: always, since other compiled code may contain the module. False: only if the module or a part of it was
+        compiled in place.
     """
     global _blocks, _stance
     if not everywhere and not any(getattr(part, "_compiled_call_impl", None) for part in module.modules()):
         yield
         return
-    with _stance_lock:  # the stance is one for all threads, and whoever leaves last puts it back
+    with _stance_lock:  # all threads share the stance, so the last block to end restores it
         if not _blocks:
             _stance = torch.compiler.set_stance("force_eager")
             _stance.__enter__()
@@ -296,7 +298,7 @@ _flags = weakref.WeakKeyDictionary()  # module -> [passes under way, submodules 
 def frozen(module: torch.nn.Module) -> Iterator[Any]:
     """Run a pass in eval and inference mode, then restore the module's training flags.
 
-    Safe with several threads on one module: flags are restored when the last pass ends.
+    Several threads may use one module: the flags are restored when the last pass ends.
 
     Parameters
     ----------
@@ -322,7 +324,7 @@ def frozen(module: torch.nn.Module) -> Iterator[Any]:
 
 
 def run_on_probe(name: Any, what: Any, run: Any) -> Any:
-    """Return what a model gives for a first sample; raise BackboneError, with the reason, if it cannot read it."""
+    """Return the output of a model for a first sample; raise BackboneError, with the reason, if the model fails."""
     try:
         return run()
     except (FaastError, MemoryError, torch.cuda.OutOfMemoryError):
@@ -341,16 +343,16 @@ def refuse_random(name: str, dtype: Any, run: Callable[..., Any]) -> torch.Tenso
     Parameters
     ----------
     name : str
-        Of the model.
+        Name of the model.
     dtype : torch.dtype
-        In which it computes.
+        Precision in which it computes.
     run : callable
         Returns the features of one pass, a tensor.
 
     Returns
     -------
     torch.Tensor
-        What the first pass gave.
+        The features of the first pass.
     """
     one, other = run(), run()
     if one.shape != other.shape or not alike(one, other, dtype):
@@ -372,7 +374,7 @@ def random_state(device: Any) -> Any:
 
 
 def alike(one: Any, other: Any, dtype: Any) -> bool:
-    """Whether two tensors of features, computed in a dtype, are the same but for rounding."""
+    """Whether two tensors of features, computed in a dtype, are equal up to rounding."""
     scale = max(float(one.norm()), float(other.norm()))
     return not scale or not float((one - other).norm()) > (1e-4 if dtype.itemsize > 2 else 0.02) * scale
 
@@ -388,7 +390,7 @@ def as_features(features: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        A copy: inference tensors refuse in-place updates elsewhere.
+        A copy, since inference tensors refuse in-place updates outside inference mode.
     """
     target = torch.float64 if features.dtype == torch.float64 else torch.float32
     return features.to(target, copy=True)

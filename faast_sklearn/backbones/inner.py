@@ -1,4 +1,4 @@
-"""Inner layers of a module: which they are, and what of their output is read."""
+"""Inner layers of a module: how they are found, and which statistics of their outputs are read."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ __all__ = ["first_tensor", "repeated_blocks", "statistics_of_maps", "unit_length
 def repeated_blocks(module: Any) -> list[torch.nn.Module]:
     """Return the blocks or stages that a model consists of, first to last; an empty list if there are none.
 
-    They are the children of the container with the most parameters among those that hold two or more modules of one
-    class, each with modules of its own: the blocks of a transformer, the stages of a convolutional network.
+    Among the containers whose children are two or more modules of one class, each with submodules, take the one with
+    the most parameters; its children are the blocks of a transformer or the stages of a convolutional network.
 
     Parameters
     ----------
@@ -43,14 +43,14 @@ def repeated_blocks(module: Any) -> list[torch.nn.Module]:
 
 
 def first_tensor(output: Any) -> Any:
-    """Return the first tensor in what a layer gave: blocks of transformers may return tuples."""
+    """Return the first tensor in a layer's output, since blocks of transformers may return tuples."""
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, torch.Tensor) else getattr(output, "last_hidden_state", None)
 
 
 def statistics_of_maps(output: torch.Tensor) -> list[torch.Tensor]:
-    """Return mean, largest value and standard deviation over the positions of feature maps.
+    """Return mean, maximum and standard deviation over the positions of feature maps.
 
     Parameters
     ----------
@@ -75,6 +75,6 @@ def statistics_of_maps(output: torch.Tensor) -> list[torch.Tensor]:
 def unit_length(means: torch.Tensor) -> torch.Tensor:
     """Return means over tokens, of shape (n, d), scaled to unit length.
 
-    Some blocks of language models give a few huge numbers, of which short texts have a larger share.
+    Some blocks of language models give a few huge numbers, which weigh more in the means of short texts.
     """
     return torch.nn.functional.normalize(means, dim=1)

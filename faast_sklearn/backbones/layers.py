@@ -1,4 +1,4 @@
-"""What a frozen model knows before its last layer: inner layers, pooled in the pass that gives the features."""
+"""Inner layers of a frozen model, pooled in the same pass that gives the features of its last layer."""
 
 import numbers
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from faast_sklearn.errors import BackboneError, shortened
 
 __all__ = ["LayeredBackbone", "check_layers", "with_layers"]
 
-# Inner layers that "auto" reads. More of them bring little more, and the solve costs the cube of the width.
+# Inner layers that "auto" reads. More of them gain little, and the solve costs the cube of the number of features.
 _MOST_LAYERS = 3
-# Features that "auto" reads at most, with those of the last layer: statistics then take 134 MB.
+# The most features that "auto" reads, with those of the last layer: statistics then take 134 MB.
 _MOST_FEATURES = 4096
-# Of mean, maximum and deviation the deviation tells more beside the mean.
+# Order in which mean, maximum and deviation are kept: beside the mean, the deviation adds more than the maximum.
 _ORDER = {0: 0, 2: 1, 1: 2}
 
 
@@ -41,7 +41,7 @@ def check_layers(layers: Any) -> None:
 
 
 def with_layers(opened: Backbone, layers: int | Literal["auto", "last"]) -> Backbone:
-    """Return a backbone that reads inner layers too; the same one whenever it is asked for.
+    """Return a backbone that reads inner layers too; equal arguments return the same object.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def _layered(opened, layers):
 
 @dataclass(frozen=True)
 class _Choice:
-    """What is read: the statistics of each inner layer by its index, their widths, whether all are feature maps."""
+    """What is read: the statistics of each inner layer by its index, all widths, and whether all are feature maps."""
 
     kept: dict[int, list[int]]
     widths: tuple[int, ...]
@@ -82,9 +82,10 @@ class _Choice:
 
 
 class LayeredBackbone(WrappedBackbone):
-    """A backbone that gives the pooled outputs of its last inner layers after its own features, from one pass.
+    """A backbone that returns its own features and after them the pooled outputs of inner layers, from one pass.
 
-    Hooks pool on the device, so that no feature map is kept. A statistic that equals the features is left out.
+    Hooks pool on the device, so that no feature map is kept. A statistic that equals the features, up to a factor per
+    row, is left out.
 
     Parameters
     ----------
@@ -92,16 +93,16 @@ class LayeredBackbone(WrappedBackbone):
     modules : sequence of torch.nn.Module
         Its inner layers, first to last.
     layers : "auto" or int
-        How many of them to read: the last ones that run once in a pass.
+        How many to read: the last of those that run once in a pass. "auto" is at most three.
 
     Attributes
     ----------
     n_layers : int or None
-        How many are read; None until the first batch of a module in memory.
+        How many are read; for a module in memory None until its first batch.
     blocks : tuple of int or None
         Widths of the features and of each statistic that is read.
     feature_maps : bool
-        Whether inner layers are feature maps, which count in full.
+        Whether inner layers are feature maps; others are scaled down before the solve.
     """
 
     def __init__(self, inner: Backbone, modules: Sequence[torch.nn.Module], layers: int | Literal["auto"]) -> None:
@@ -114,17 +115,17 @@ class LayeredBackbone(WrappedBackbone):
 
     @property
     def blocks(self) -> tuple[int, ...] | None:  # type: ignore[override]
-        """Widths of the features and of each statistic; None until the first batch of a module in memory."""
+        """Widths of the features and of each statistic; for a module in memory None until its first batch."""
         return None if self._choice is None else self._choice.widths
 
     @property
     def n_features(self) -> int | None:  # type: ignore[override]
-        """Width of all that is read; None until the first batch of a module in memory."""
+        """Number of all features; for a module in memory None until its first batch."""
         return None if self._choice is None else sum(self._choice.widths)
 
     @property
     def n_layers(self) -> int | None:
-        """Number of inner layers that are read; None until the first batch of a module in memory."""
+        """Number of inner layers that are read; for a module in memory None until its first batch."""
         return None if self._choice is None else len(self._choice.kept)
 
     @property
@@ -134,7 +135,7 @@ class LayeredBackbone(WrappedBackbone):
 
     def forward(self, batch: Any) -> Any:
         """Run the backbone once; return its features and after them the statistics of its inner layers."""
-        choice = self._choice  # of one time: another thread may run the first batch too
+        choice = self._choice  # read once, since another thread may set it meanwhile
         read = range(len(self._modules)) if choice is None else choice.kept
         found: dict[int, list] = {i: [] for i in read}
 
@@ -157,7 +158,7 @@ class LayeredBackbone(WrappedBackbone):
         return torch.cat([features, *more], 1)
 
     def _choose(self, features, found):
-        """Return, from the first batch, which layers and which of their statistics are read."""
+        """Choose from the first batch which layers and which of their statistics are read."""
         usable = []
         for i, passes in found.items():
             parts = passes[0] if len(passes) == 1 else []
@@ -181,7 +182,7 @@ class LayeredBackbone(WrappedBackbone):
 
 
 def _that_fit(widths, n_features):
-    """Keep statistics while all features are no more than ``_MOST_FEATURES``: means first, then what spreads them."""
+    """Keep statistics up to ``_MOST_FEATURES`` in all: means before deviations and maxima, later layers first."""
     kept, total = {}, n_features
     for i, k in sorted(widths, key=lambda at: (_ORDER.get(at[1], at[1]), -at[0])):
         if total + widths[i, k] <= _MOST_FEATURES:
@@ -191,7 +192,7 @@ def _that_fit(widths, n_features):
 
 
 def _same_direction(part, features, dtype):
-    """Whether rows are the features again but for their scale."""
+    """Whether each row is a multiple of the row of features."""
     if part.shape != features.shape:
         return False
     one, other = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-30) for x in (part.float(), features.float()))

@@ -1,4 +1,4 @@
-"""Values that are remembered for an open backbone, or its module, as long as it lives."""
+"""Values that are remembered for an open backbone or its module, as long as it exists."""
 
 import threading
 import weakref
@@ -28,11 +28,11 @@ def remembered(owner: Any, key: Any, make: Callable[..., Any], version: Any = No
     Parameters
     ----------
     owner : object
-        Referenced weakly: its values are dropped with it.
+        It is referenced weakly, and its values are dropped with it.
     key : hashable
     make : callable
     version : object, default=None
-        Of the owner. If it differs from the remembered one, ``make`` is called again.
+        Version of the owner. If it differs from the remembered version, ``make`` is called again.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The modules that are open in this process: one for each backbone, device and dtype."""
+"""The backbones that are open in this process: one for each name, options, device and dtype."""
 
 import collections
 import gc
@@ -10,17 +10,17 @@ import torch
 
 __all__ = ["derived", "open_count", "open_once", "release_backbones"]
 
-# Reentrant, because a registered backbone may open another one. Only one thread at a time may load,
-# because loading changes the verbosity of libraries.
+# Reentrant, because a registered backbone may open another one. One thread at a time loads, because loading changes the
+# verbosity of libraries.
 _lock = threading.RLock()
 _named = {}
 _in_memory = collections.OrderedDict()
-_IN_MEMORY_SLOTS = 4  # scikit-learn deep-copies a bare module in each fold; copies must not pile up
+_IN_MEMORY_SLOTS = 4  # a grid over bare modules deep-copies them for each fit, and not all copies should stay in memory
 _count = 0
 
 
 def open_once(key: Any, opener: Callable[..., Any], *, in_memory: bool = False) -> Any:
-    """Return the open backbone of ``key``, opening it if this is the first request.
+    """Return the open backbone of ``key``; the first request opens it.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ def open_once(key: Any, opener: Callable[..., Any], *, in_memory: bool = False) 
             entries.move_to_end(key)
             while len(entries) > _IN_MEMORY_SLOTS:
                 _, oldest = entries.popitem(last=False)
-                # What was derived refers back to it; without this both would wait for a garbage collection.
+                # Derived backbones refer back to it; breaking the cycle frees their memory at once.
                 vars(oldest).pop("_derived", None)
         return entries[key]
 
 
 def derived(opened: Any, key: Any, make: Callable[[], Any]) -> Any:
-    """Return ``make()``, a backbone that wraps an open one; made once for each key, and kept on the one it wraps.
+    """Return ``make()``, a backbone that wraps an open one; it is made once per key and kept on the wrapped one.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def derived(opened: Any, key: Any, make: Callable[[], Any]) -> Any:
 
 
 def open_count() -> int:
-    """Return how many backbones this process has opened; clones do not add to it.
+    """Return how many backbones this process has opened; clones of an estimator open none.
 
     Returns
     -------
@@ -89,8 +89,8 @@ def open_count() -> int:
 def release_backbones() -> None:
     """Close every open backbone and free its memory.
 
-    Estimators keep working: the next call opens its backbone again. Memory is freed once no
-    running call uses the backbone.
+    Estimators keep working: their next call opens the backbone again. Memory is freed as soon as no running call uses
+    the backbone.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""An image seen from several sides: features averaged over its mirror image and small shifts."""
+"""Features averaged over views of an image: the image, its mirror image, and small shifts of both."""
 
 import numbers
 from typing import Any
@@ -12,7 +12,7 @@ from faast_sklearn.errors import BackboneError, InputError, shortened
 
 __all__ = ["ViewedBackbone", "check_views", "view", "with_views"]
 
-# Whether mirrored, and the shift to the right and down in eighths of the sides.
+# For each view: whether it is mirrored, and its shift to the right and down in eighths of the sides.
 _VIEWS = ((False, 0, 0), (True, 0, 0), (False, 1, 1), (True, -1, 1), (False, -1, -1), (True, 1, -1))
 
 
@@ -39,8 +39,8 @@ def view(image: torch.Tensor, which: int) -> torch.Tensor:
     ----------
     image : tensor of shape (..., h, w)
     which : int
-        0 the image itself, 1 its mirror image, 2 to 5 the same by turns, shifted by an eighth along both sides;
-        pixels at the edge are repeated.
+        0 is the image itself, 1 its mirror image; 2 to 5 are, in turn, the image and its mirror image shifted by an
+        eighth of both sides. Pixels at the edge are repeated.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def view(image: torch.Tensor, which: int) -> torch.Tensor:
         image = image.flip(-1)
     for axis, eighths in ((-1, right), (-2, down)):
         size = image.shape[axis]
-        # Not negative: -1 // 8 would be a shift of images that are narrower than eight pixels.
+        # The size is divided before the sign is applied: -7 // 8 is -1, which would shift narrow images.
         shift = (size // 8) * eighths
         if shift:
             at = (torch.arange(size, device=image.device) - shift).clamp(0, size - 1)
@@ -69,13 +69,13 @@ def view(image: torch.Tensor, which: int) -> torch.Tensor:
 
 
 def with_views(opened: Backbone, views: int) -> Backbone:
-    """Return a backbone that averages over views; the same one whenever it is asked for.
+    """Return a backbone that averages over views; equal arguments return the same object.
 
     Parameters
     ----------
     opened : Backbone
     views : int
-        How many; with 1 it is ``opened`` itself.
+        Number of views; 1 returns ``opened`` itself.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def with_views(opened: Backbone, views: int) -> Backbone:
     Raises
     ------
     BackboneError
-        If it does not read images.
+        If ``opened`` does not read images.
     """
     if views == 1:
         return opened
@@ -94,12 +94,12 @@ def with_views(opened: Backbone, views: int) -> Backbone:
 
 
 class ViewedBackbone(WrappedBackbone):
-    """A backbone whose features are means over views of each image, at the cost of one pass for each view.
+    """A backbone whose features are means over views of each image, at the cost of one pass per view.
 
     Parameters
     ----------
     inner : Backbone
-        Of images; ``read`` returns a tensor of shape (..., h, w).
+        It reads images, and its ``read`` returns a tensor of shape (..., h, w).
     views : int
     """
 
@@ -109,12 +109,12 @@ class ViewedBackbone(WrappedBackbone):
 
     @property
     def n_features(self) -> int | None:  # type: ignore[override]
-        """Width of the features."""
+        """Number of features."""
         return self.inner.n_features
 
     @property
     def blocks(self) -> tuple[int, ...] | None:  # type: ignore[override]
-        """Widths of the layers, where inner ones are read."""
+        """Widths of the last layer's features and of each statistic, if inner layers are read."""
         return self.inner.blocks
 
     @property
@@ -123,7 +123,7 @@ class ViewedBackbone(WrappedBackbone):
         return self.inner.feature_maps
 
     def read(self, sample: Any) -> Any:
-        """Read one sample as the backbone inside does."""
+        """Read one sample as the wrapped backbone does."""
         item = self.inner.read(sample)
         if not isinstance(item, torch.Tensor) or item.ndim < 2:
             raise InputError(f"views={self.views} need images as tensors (..., h, w), got {type(item).__name__}.")

@@ -1,4 +1,4 @@
-"""A backbone around another one, which reads more of the same model."""
+"""The base class of backbones that wrap another one."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ __all__ = ["WrappedBackbone"]
 
 
 class WrappedBackbone(Backbone):
-    """A backbone that reads and collates as the one inside does, and gives more or other features of it.
+    """A backbone that reads and collates as the wrapped one does, and returns more or other features.
 
     Parameters
     ----------
     inner : Backbone
+        The wrapped one.
     what : str
-        What is different; part of the fingerprint.
+        What differs from it; part of the fingerprint.
     """
 
     def __init__(self, inner: Backbone, what: str) -> None:
@@ -24,17 +25,17 @@ class WrappedBackbone(Backbone):
             setattr(self, name, getattr(inner, name))
 
     def read(self, sample: Any) -> Any:
-        """Read one sample as the backbone inside does."""
+        """Read one sample as the wrapped backbone does."""
         return self.inner.read(sample)
 
     def collate(self, items: Any) -> Any:
-        """Collate samples as the backbone inside does."""
+        """Collate samples as the wrapped backbone does."""
         return self.inner.collate(items)
 
     def sort_key(self, item: Any) -> int:
-        """Return the cost proxy of the backbone inside."""
+        """Return the wrapped backbone's proxy for the cost of a sample."""
         return self.inner.sort_key(item)
 
     def fingerprint(self) -> str:
-        """Return a digest of the backbone inside and of what is different."""
+        """Return a digest of the wrapped backbone and of what differs from it."""
         return f"{self.inner.fingerprint()} {self._what}"

@@ -1,4 +1,4 @@
-"""Samples with their labels: the one place where X, labels, weights and features meet."""
+"""Samples with their labels and weights, read as batches of features."""
 
 import hashlib
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ class LabelledSamples:
     codes, classes, weight
         As in :class:`LabelledRows`, of all samples.
     again : bool
-        Whether another call may get the same samples again; not those of a stream.
+        Whether another call may read the same samples again; False for those of a stream.
     """
 
     reader: FeatureReader
@@ -67,14 +67,14 @@ class LabelledSamples:
         return len(self.samples)
 
     def batches(self) -> Iterator[LabelledRows]:
-        """Yield :class:`LabelledRows` with each sample once, in the order that suits the backbone."""
+        """Yield :class:`LabelledRows` with each sample once, in the order in which the backbone runs them."""
         with closing(self.reader.stream(self.samples)) as stream:
             for positions, rows in stream:
                 weight = None if self.weight is None else self.weight[positions]
                 yield LabelledRows(rows, self.codes[positions], self.classes, weight, positions)
 
     def key(self) -> bytes:
-        """Return a key that is equal for the same rows with the same labels and weights, and for no others."""
+        """Return a key that is equal only for the same rows with the same labels and weights."""
         key = hashlib.blake2b(digest_size=16)
         told = (self.reader.digest(self.samples), self.classes.dtype.str, self.classes.tolist(), self.weight is None)
         key.update(repr(told).encode())

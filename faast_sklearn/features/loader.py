@@ -20,8 +20,8 @@ _image_locks = [threading.Lock() for _ in range(64)]
 class Loader:
     """Reads and collates batches of samples ahead of the model.
 
-    A context manager: on exit, waiting batches are dropped, each thread stops after its current sample,
-    and all threads have ended.
+    A context manager: on exit, it drops the batches that wait, and waits until each thread has finished its
+    current sample and ended.
 
     Parameters
     ----------

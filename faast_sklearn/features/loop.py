@@ -21,7 +21,7 @@ __all__ = ["check_batch_size", "first_batch_size", "in_running_order", "stream_f
 
 _logger = logging.getLogger("faast_sklearn")
 
-# Batches prepared while the model runs. Two hide a slow one; more would only take memory.
+# Batches prepared while the model runs. With two, a slow batch does not stop the model; more only take memory.
 _AHEAD = 2
 _MOST = "samples that fit into memory"
 
@@ -49,23 +49,23 @@ def stream_features(
     samples : sequence of n_samples
         As :func:`~faast_sklearn.inputs.as_samples` returns.
     batch_size : int or "auto", default="auto"
-        ``"auto"`` starts from the backbone's own estimate. If a batch does not fit into memory, its size is
-        halved, also if it was given, and the same samples run again. The size that fits is remembered as long
-        as the backbone stays open.
+        ``"auto"`` starts from the backbone's own estimate. If a batch does not fit into memory, the size is
+        halved, even a given one, and the same samples run again. The size that fits is remembered as long as
+        the backbone stays open.
     verbose : int, default=0
         From 1 on, show a progress bar on stderr. Ignored when a ``report`` is given.
     description : str, default=""
         Text in front of the bar.
     report : Report, default=None
-        Counts samples and cut texts over several streams; its owner closes it. By default the stream has
-        a report of its own, which warns at the end.
+        Counts samples and truncated texts over several streams; its owner closes it. By default the stream has
+        its own report, which warns at the end.
     positions : ndarray of int, default=None
         Positions of the samples to run; by default all.
 
     Yields
     ------
     indices : ndarray of int, shape (b,)
-        Positions in ``samples``; over the whole stream each requested one occurs once.
+        Positions in ``samples``; over the whole stream each requested position occurs once.
     features : torch.Tensor, shape (b, n_features)
         On the backbone's device (or anything else that its ``forward`` returns). They are checked while the next
         batch runs, so an error about one batch may be raised with the next one or at the end.

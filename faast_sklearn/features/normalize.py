@@ -15,12 +15,12 @@ def unit_rows(X: Any, widths: Any = ()) -> Any:
     ----------
     X : ndarray or torch.Tensor of shape (n, d)
     widths : sequence of int, default=()
-        Widths of blocks that are scaled separately; by default rows are scaled as a whole.
+        Widths of blocks that are each scaled to unit length; by default whole rows are.
 
     Returns
     -------
     ndarray or torch.Tensor of shape (n, d), float64
-        A lower precision would make results depend on how rows were batched.
+        In a lower precision, results would depend on how rows are batched.
 
     Examples
     --------

@@ -29,7 +29,7 @@ class Report:
     Attributes
     ----------
     n_samples, n_truncated, longest : int
-        Samples run so far, how many of them were cut, and the tokens of the longest.
+        Samples run so far, how many of them were truncated, and the number of tokens of the longest.
     limit : int or None
         The most tokens that the backbone reads.
 
@@ -131,6 +131,6 @@ def _bar(description, total):
         raise MissingDependencyError("verbose=1 shows a progress bar with tqdm: pip install tqdm") from error
 
     class Bar(tqdm):
-        monitor_interval = 0  # no helper thread that outlives the call
+        monitor_interval = 0  # tqdm's monitor thread would outlive the call
 
     return Bar(desc=description or None, total=total, unit=" samples", miniters=1)

@@ -1,8 +1,8 @@
-"""What turns X into rows of features: ready rows as they are, raw samples through a frozen backbone.
+"""Readers turn X into rows of features: ready rows stay as they are, raw samples go through a frozen backbone.
 
-A reader lives for one call. ``samples(X)`` checks X and makes it indexable; ``stream(samples)`` yields
-``(positions, rows)``, each position once; ``facts`` is what the samples were found to be like, under the names of an
-estimator's attributes. A reader never writes to an estimator.
+Each call of an estimator makes its own reader. ``samples(X)`` checks X and makes it indexable; ``stream(samples)``
+yields ``(positions, rows)``, each position once; ``facts`` describes the samples, by the names of an estimator's
+attributes. A reader never writes to an estimator.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from faast_sklearn.inputs.tables import check_columns, is_table, read_features, 
 
 __all__ = ["BackboneReader", "FeatureReader", "TableReader", "in_order"]
 
-# Rows of ready features handled at once, where X is far larger than what is computed from it.
+# Rows of ready features that are processed at once, so that no copy of the whole X is made.
 _SLICE_ROWS = 16384
 
 
 class FeatureReader(Protocol):
-    """What the estimators need of a reader; a context manager, which ends with the call's report.
+    """What the estimators need of a reader; a context manager that ends the report of the call.
 
     Attributes
     ----------
@@ -54,11 +54,11 @@ class FeatureReader(Protocol):
         """Yield (positions, rows): an ndarray of int and as many rows of features, where moments are kept."""
 
     def digest(self, samples: Any) -> str:
-        """Return a digest; equal ones are the same rows in the same order."""
+        """Return a digest; equal digests mean the same rows in the same order."""
 
 
 class _CallReader:
-    """What both readers share: the facts, the report of the call, the scale of the rows."""
+    """What both readers share: the facts, the report of the call, and scaling to unit length."""
 
     def __init__(self, facts, normalize, report):
         self._facts = {name: value for name, value in facts.items() if name != "device_"}
@@ -81,9 +81,9 @@ class TableReader(_CallReader):
     Parameters
     ----------
     name : str
-        Of the estimator, for messages.
+        Name of the estimator, for messages.
     device, dtype
-        As estimators have them; refused if they are wrong, though there is no backbone to run in them.
+        As estimators take them. Wrong values are refused although there is no backbone.
     facts : dict, default={}
         What X has to agree with.
     normalize : bool, default=False
@@ -109,7 +109,7 @@ class TableReader(_CallReader):
 
     @property
     def facts(self) -> Any:
-        """What is known of the rows."""
+        """What is known about the rows."""
         return dict(self._facts)
 
     def samples(self, X: Any) -> Any:
@@ -128,11 +128,11 @@ class TableReader(_CallReader):
             yield np.arange(start, start + len(rows)), self._scaled(rows)
 
     def digest(self, samples: Any) -> Any:
-        """Return a digest of the rows, and of how they are scaled and where."""
+        """Return a digest of the rows, of whether they are scaled, and of the device."""
         return f"{digest_of_rows(samples)} {self._normalize} {self.device}"
 
     def check_width(self, n_features: Any) -> None:
-        """Accept the width: that of X was checked with its columns."""
+        """Do nothing: ``samples`` has checked the columns of X."""
 
 
 class BackboneReader(_CallReader):
@@ -142,13 +142,13 @@ class BackboneReader(_CallReader):
     ----------
     backbone : Backbone
     in_memory : bool
-        Whether its module is the caller's, who may change it, and whose width only its batches tell.
+        Whether its module is the caller's own: the caller may change it, and only a batch shows the number of features.
     name : str
-        Of the estimator, for messages.
+        Name of the estimator, for messages.
     facts : dict, default={}
         What samples and backbone have to agree with.
     batch_size, cache
-        As estimators have them.
+        As estimators take them.
     normalize : bool, default=False
         Scale features to unit length.
     report : Report, optional
@@ -175,7 +175,7 @@ class BackboneReader(_CallReader):
 
     @property
     def facts(self) -> Any:
-        """What is known of the samples; where X is a table its own columns count, as everywhere in scikit-learn."""
+        """What is known about the samples; ``n_features_in_`` of a table counts its columns, as in scikit-learn."""
         facts = {**self._facts, "device_": str(self.device)}
         if self._widths:
             facts.update(_blocks=self._widths, _feature_maps=self.backbone.feature_maps)
@@ -185,13 +185,13 @@ class BackboneReader(_CallReader):
 
     @property
     def n_features(self) -> Any:
-        """Width of the features; None where it is not known yet."""
+        """Number of features; None while it is unknown."""
         return self._facts.get("_n_features")
 
     def check_width(self, n_features: Any) -> None:
-        """Hold the number of features against what was learnt; the first one is kept.
+        """Raise InputError if the number of features differs from what was learnt; keep it if it is the first.
 
-        To be called by whoever learns from what is remembered of the same samples, instead of streaming them.
+        ``stream`` calls it for each batch. Call it also when remembered moments replace a stream.
         """
         if n_features is None:
             return
@@ -213,7 +213,7 @@ class BackboneReader(_CallReader):
             check_columns(X.shape[1], self._facts, self._name)
         samples = as_samples(X, self.backbone.modality)
         if self._cache is not None and self.backbone.blocks is None and len(samples):
-            # All features may come from the cache, and the widths of inner layers must be known nevertheless.
+            # If all features come from the cache, no pass finds the widths of the inner layers; one sample does.
             in_order(stream_features(self.backbone, _First(samples)), 1)
         return samples
 
@@ -235,36 +235,36 @@ class BackboneReader(_CallReader):
                 yield positions, self._scaled(rows.to(device), self._widths)
 
     def digest(self, samples: Any) -> Any:
-        """Return a digest of samples and backbone, and of how features are scaled and where."""
+        """Return a digest of the samples, the backbone, whether features are scaled, and the device."""
         return f"{hashlib.sha256(b''.join(self._sample_keys(samples))).hexdigest()} {self._normalize} {self.device}"
 
     def _sample_keys(self, samples):
-        """Return the cache key of each sample; each sample is read for it."""
+        """Return the cache key of each sample, for which each sample is read."""
         if self._keys[0] is not samples:
             fingerprint = backbone_fingerprint(self.backbone, self._in_memory)
             self._keys = (samples, sample_keys(samples, self.backbone, fingerprint))
         return self._keys[1]
 
     def probe(self, samples: Any) -> Any:
-        """Find out the number of features, from the first sample if the backbone cannot say."""
+        """Return the number of features; if the backbone does not know it, encode the first sample."""
         if self.n_features is None:
             in_order(self.stream(_First(samples)), 1)
         return self.n_features
 
 
 def in_order(stream: Any, n: int) -> Any:
-    """Return what a stream yields for n samples, in their order.
+    """Return what a stream yields for n samples, in the order of the samples.
 
     Parameters
     ----------
     stream : generator of (positions, values)
-        Values are ndarrays or tensors with a first axis of that length, or lists. It is closed, whatever happens.
+        Values are ndarrays, tensors or lists, one entry per position. The stream is closed, also after an error.
     n : int
 
     Returns
     -------
     ndarray or torch.Tensor of shape (n, ...)
-        Tensors stay on their device until the end, so that no batch waits for the host.
+        Tensors stay on their device, so that no batch waits for the host.
 
     Examples
     --------
@@ -309,7 +309,7 @@ def _refuse_unread(X, backbone):
 
 
 class _First(Sequence):
-    """The first of some samples, alone."""
+    """A sequence of the first sample only."""
 
     def __init__(self, samples):
         self._samples = samples

@@ -1,4 +1,4 @@
-"""Features that come in blocks, the last layer's first, and how the blocks are scaled against each other."""
+"""Blocks of features: those of the last layer, then each statistic of inner layers, with a scale for each block."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,9 +21,9 @@ class Blocks(Stateful):
     Parameters
     ----------
     widths : tuple of int
-        They sum to the number of features d; one alone where no inner layer is read.
+        Their sum is the number of features d. If no inner layer is read, there is one width.
     feature_maps : bool, default=True
-        Whether inner layers are feature maps, which count in full; those of transformers count less.
+        Whether inner layers are feature maps; others, such as those of transformers, are multiplied by 0.4.
 
     Examples
     --------
@@ -51,10 +51,10 @@ class Blocks(Stateful):
     def scales(self, moments: Any) -> torch.Tensor:
         """Return the factor of each feature, from the moments alone: a tensor of shape (d,).
 
-        All blocks get the mean variance of the last layer's; those of transformers are then multiplied by 0.4,
-        since the last layer of a sentence encoder was trained to compare texts and inner ones were not. The factor was
-        chosen on docstrings (0.35 to 0.5 are equally good there, 1 loses two points at one example per class); requests
-        to an assistant, through two models, test it.
+        All blocks get the mean variance of the last layer's features. Inner blocks that are not feature maps are then
+        multiplied by 0.4, since the last layer of a sentence encoder was trained to compare texts and inner layers were
+        not. The factor was chosen on docstrings, where 0.35 to 0.5 are equally good and 1 loses two points at one
+        example per class; it was tested on requests to an assistant, through two models.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Files of earlier versions, in the form that this version reads."""
+"""Rewrite what files of earlier versions hold into the form that this version reads."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from faast_sklearn.errors import SavedFileError
 
 __all__ = ["as_of_today"]
 
-# Parameters that are gone, with the values that did nothing.
+# Removed parameters, with the values at which they had no effect.
 _GONE: dict[str, dict[str, Any]] = {
     "FaastClassifier": {"expansion": None, "n_passes": 1, "prompt_template": "auto"},
     "FaastSeq2Seq": {"n_passes": 1, "generation_config": None},
 }
-# Estimators that have learnt to read inner layers since.
+# Estimators that read the last layer alone in earlier versions.
 _LAST_LAYER = ("FaastClassifier", "BackboneFeatures")
 
 
@@ -23,7 +23,7 @@ def as_of_today(kind: str, node: Any) -> dict:
     kind : str
         Name of the estimator's class.
     node : dict
-        ``"parameters"`` and ``"state"``, as they were read. Not changed.
+        ``"parameters"`` and ``"state"`` as they were read. It is not changed.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def as_of_today(kind: str, node: Any) -> dict:
     Raises
     ------
     SavedFileError
-        If a parameter that is gone was in use.
+        If a removed parameter was in use.
     """
     parameters, gone = node["parameters"], _GONE.get(kind, {})
     if not isinstance(parameters, dict):
@@ -45,7 +45,7 @@ def as_of_today(kind: str, node: Any) -> dict:
 
 
 def _without_knobs(kind, node, gone):
-    """Rewrite an estimator that had parameters which are gone, and the state of that time."""
+    """Drop the parameters that were removed, and rewrite the state of that version."""
     parameters, state = node["parameters"], node["state"]
     for name, unused in gone.items():
         if parameters.get(name, unused) != unused:
@@ -63,12 +63,12 @@ def _without_knobs(kind, node, gone):
         try:
             state = {"FaastClassifier": _one_feature_map, "FaastSeq2Seq": _as_problem}[kind](state)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise SavedFileError(f"the saved file is not valid: its state is no earlier one ({error!r}).") from error
+            raise SavedFileError(f"the saved file is not valid: its state has no known form ({error!r}).") from error
     return {**node, "parameters": parameters, "state": state}
 
 
 def _of_one_layer(kind, node):
-    """Say of an estimator that knew nothing of inner layers that it reads the last one alone."""
+    """Add the parameters and the state that make an estimator read the last layer alone."""
     state = node["state"]
     if kind == "FaastClassifier" and isinstance(state, dict) and isinstance(state.get("_problem"), dict):
         problem = {"blocks": None, **state["_problem"]}
@@ -81,7 +81,7 @@ def _of_one_layer(kind, node):
 
 
 def _one_feature_map(state):
-    """Take the moments out of the mapping of feature maps in which earlier files kept them."""
+    """Return the state of a classifier whose file keeps moments in a mapping from feature maps."""
     state = {name: value for name, value in state.items() if name != "n_passes_"}
     compiled = state.pop("_compiled")
     settings = {name: value for name, value in compiled["settings"].items() if name != "expansion"}
@@ -98,5 +98,5 @@ def _one_feature_map(state):
 
 
 def _as_problem(state):
-    """Rename the state to the names of this version."""
+    """Return the state with the names of this version."""
     return {"_problem" if name == "_learnt" else name: value for name, value in state.items()}

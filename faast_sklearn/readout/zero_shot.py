@@ -1,10 +1,10 @@
-"""Values in place of one-hot codes: the nearest value, the zero-shot prior, and how many examples it is worth.
+"""Class vectors in place of one-hot targets: the nearest vector, the zero-shot prior, and its weight in examples.
 
-Ridge weights with an intercept learn the vector of each class as one more example of it. The paper mixes instead: its
+Ridge with an intercept learns the vector of each class as one more example of the class. The paper mixes instead: its
 vision classifier (Bao et al., arXiv 2605.04651, section 3) predicts ``y = (1 − r) x + r xW``, with
 ``r = N / (N0 + N)``, and compares y with the vector eₖ of each class by cosine. The length of y is common to all
-classes, so that the argmax is that of ``(1 − r) x·eₖ + r (xW)·eₖ``, linear in x: the zero-shot score and what was
-learnt, weighted.
+classes, so the argmax is that of ``(1 − r) x·eₖ + r (xW)·eₖ``. This is linear in x: a weighted sum of the zero-shot
+score and the learnt score.
 """
 
 from typing import Any, Literal
@@ -26,43 +26,44 @@ __all__ = [
     "zero_shot_readout",
 ]
 
-# Candidates of N0, and where it lies while there are too few examples to tell: five a class.
+# Candidates of N0, and its default per class while there are too few examples to choose by.
 _STRENGTHS = np.logspace(-1, 5, 25)
 _A_CLASS = 5.0
 _TEMPERATURES = np.logspace(-1, 1, 17)
-# The most examples that the vector of a class counts for when the statistics say how many.
+# The most examples that a class vector may count for if its weight is chosen from the statistics.
 _MOST_EXAMPLES = 20.0
 
 
 def with_examples_of_names(
     moments: ClassMoments, classes: np.ndarray, values: Any, strength: float | Literal["auto"]
 ) -> tuple[ClassMoments, float]:
-    """Add the vector of each class to the moments, as one example of it with a weight.
+    """Add the vector of each class to the moments, as one weighted example of the class.
 
-    Vectors are moved by the difference between the mean of the class means and theirs, since texts and images lie
-    apart in the space of a dual encoder. Features that vectors do not have, those of inner layers, are put at the mean.
+    Vectors are moved by the difference between the mean of the class means and their own mean, since texts and images
+    lie apart in the space of a dual encoder. Vectors have no features of inner layers; these are set to the mean.
 
-    Requests to an assistant (MiniLM, 30 classes, one example per class): 95.0 % where a mixture in log-odds had 94.1
-    and no names 87.8; with the names of other classes 87.9, and 0.6 in the mixture.
+    Accuracy on requests to an assistant (MiniLM, 30 classes, one example per class): 95.0 % with names, 94.1 % with a
+    mixture in log-odds instead, 87.8 % without names. With the names of other classes it is 87.9 %, and 0.6 % with the
+    mixture.
 
     Parameters
     ----------
     moments : ClassMoments
-        Of rows of unit length.
+        Moments of rows of unit length.
     classes : ndarray of shape (c,)
         All classes, sorted.
     values : ClassValues
-        Of ``classes``.
+        Vectors of ``classes``.
     strength : float or "auto"
-        N0: how many rows the vectors weigh together. "auto": per class ``v / t²``, with v the spread of a row about its
-        class mean and t² the squared distance of a vector from it, 20 at most; vectors are then shrunk towards their
-        mean as far as class means do not follow them (``β``, the slope of class means on vectors), so that vectors that
-        say nothing do no harm. All follow from the second moments of class means and vectors.
+        N0: the total weight of all vectors, in rows. "auto" is ``v / t²`` per class, at most 20, with v the spread of a
+        row about its class mean and t² the squared distance of a vector from the true class mean. Vectors are then
+        also multiplied by β, the slope of class means on vectors, which shrinks vectors towards their mean, so that
+        uninformative vectors do no harm. v, t² and β follow from the second moments of class means and vectors.
 
     Returns
     -------
     (ClassMoments, float)
-        And the N0 that was used.
+        The moments with the vectors, and the N0 that was used.
     """
     m = values.vectors.shape[1]
     seen = np.searchsorted(classes, moments.classes)
@@ -82,7 +83,7 @@ def with_examples_of_names(
 
 
 def _worth_of_names(moments, means, vectors):
-    """Return how many rows of a class say as much of its mean as its vector, and the slope of means on vectors."""
+    """Return how many rows tell a class mean as exactly as its vector does, and the slope of means on vectors."""
     c, n = len(means), moments.n_samples
     if c < 2:
         return 1.0, 1.0
@@ -96,7 +97,7 @@ def _worth_of_names(moments, means, vectors):
     within = max(total, 0.0) / moments.weight * n
     noise = (within + (c - 1) * per_class * max(of_means - shared, 0.0)) / (n - 1)
     true = max(of_means - noise / per_class, shared)
-    # With one row per class the noise is what spreads class means beyond what vectors share with them.
+    # With one row per class, the part of the class means' spread that vectors do not share is taken as noise.
     distance = max(of_vectors - 2.0 * shared + true, 1e-9)
     return min(noise / distance, _MOST_EXAMPLES), shared / max(of_vectors, 1e-9)
 
@@ -114,7 +115,7 @@ def prior_weight(n_samples: Any, strength: Any) -> Any:
 
 
 def zero_shot_readout(values: Any, n_features: int) -> "LinearReadout":
-    """Return the readout ``κ x·eₖ`` of unit rows x, for d features of which the values speak of the first m.
+    """Return the readout ``κ x·eₖ`` of unit rows x; the vectors have the first m of d features.
 
     Parameters
     ----------
@@ -132,24 +133,24 @@ def zero_shot_readout(values: Any, n_features: int) -> "LinearReadout":
 
 
 def value_readout(solution: Any, moments: Any, values: Any, seen: np.ndarray, intercept: bool) -> "LinearReadout":
-    """Compare what the weights recall with the value of each class: scores ``κ y(x)·eₖ``, ``y(x) = Σⱼ sⱼ(x) eⱼ``.
+    """Return the readout that compares the predicted vector ``y(x) = Σⱼ sⱼ(x) eⱼ`` with each eₖ: ``κ y(x)·eₖ``.
 
     Parameters
     ----------
     solution : Solution
-        For one-hot targets; the weights for value vectors are its product with them.
+        Weights for one-hot targets; their product with the vectors gives the weights for vectors as targets.
     moments : ClassMoments
         What it was computed from.
     values : ClassValues
-        Of all classes.
+        Vectors of all classes.
     seen : ndarray of int
-        Positions of the classes of ``moments`` among them.
+        Positions of the classes of ``moments`` among all classes.
     intercept : bool
 
     Returns
     -------
     LinearReadout
-        One column for each class, seen or not.
+        One score for each class, seen or not.
     """
     if len(seen) > 1:
         scores = score_readout(solution, moments, intercept)
@@ -164,12 +165,12 @@ def value_readout(solution: Any, moments: Any, values: Any, seen: np.ndarray, in
 
 
 def mixed_readout(learned: "LinearReadout", moments: Any, values: Any, seen: Any, strength: float) -> "LinearReadout":
-    """Weigh what was learnt against the zero-shot prediction.
+    """Return the weighted sum of the learnt scores and the zero-shot scores.
 
     Parameters
     ----------
     learned : LinearReadout
-        Of all classes.
+        Learnt scores of all classes.
     moments, values, seen
         As in :func:`value_readout`.
     strength : float
@@ -178,7 +179,7 @@ def mixed_readout(learned: "LinearReadout", moments: Any, values: Any, seen: Any
     Returns
     -------
     LinearReadout
-        Calibrated as far as the left-out scores are known.
+        Calibrated if scores of left-out rows are known.
     """
     mixed = _Mixture(learned, moments, values, seen, prior_weight(moments.n_samples, strength))
     tau = mixed.temperature() if mixed.is_known else 1.0
@@ -186,11 +187,11 @@ def mixed_readout(learned: "LinearReadout", moments: Any, values: Any, seen: Any
 
 
 def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any) -> float:
-    """Return the N0 of the least expected log-loss of left-out rows.
+    """Return the N0 with the least expected log-loss of left-out rows.
 
-    Scores of left-out rows are taken as distributed about their class means with the tails of a t distribution, as
-    for the temperature in :mod:`faast_sklearn.readout`; what the zero-shot prediction says needs no leaving out.
-    With few rows the choice is drawn, in its logarithm, towards five examples a class.
+    Scores of left-out rows are assumed to lie around their class means with the tails of a t distribution, as for the
+    temperature in ``faast_sklearn.readout.calibration``; zero-shot scores do not depend on the rows. With few rows
+    the logarithm of N0 is shrunk towards that of five examples per class.
 
     Parameters
     ----------
@@ -200,7 +201,7 @@ def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any) ->
     Returns
     -------
     float
-        O(d² c) for each of 25 strengths, and O(c) for each of 2,000 draws and 17 temperatures.
+        It costs O(d² c) for each of 25 strengths, and O(c) for each of 2,000 draws and 17 temperatures.
     """
     default = _A_CLASS * len(values.vectors)
     trust = trust_in_left_out(moments, learned.inflation)
@@ -212,7 +213,7 @@ def choose_prior_strength(learned: Any, moments: Any, values: Any, seen: Any) ->
 
 
 class _Mixture:
-    """``(1 − share) · learned + share · zero-shot``, and how its scores of left-out rows are distributed."""
+    """The scores ``(1 − share) · learned + share · zero-shot``, and their distribution for left-out rows."""
 
     def __init__(self, learned, moments, values, seen, share):
         self.moments, self.seen = moments, seen
@@ -220,7 +221,7 @@ class _Mixture:
         self.is_known = learned.left_out is not None
         if self.is_known:
             self._left_out = (1.0 - share) * learned.left_out
-        # Only what was learnt spreads wider out of sample than in sample.
+        # Only learnt scores spread wider out of sample than in sample.
         self._inflation = learned.inflation
         self._outer = learned.inflation * self.coef
         if share:
@@ -244,6 +245,6 @@ class _Mixture:
         return (spread - _TEMPERATURES[:, None] * right) @ share
 
     def temperature(self):
-        """Return the temperature of the least expected loss, as far as left-out moments are believed."""
+        """Return the temperature of the least expected loss, shrunk towards 1 where left-out moments are unreliable."""
         best = _TEMPERATURES[int(np.argmin(self.losses()))]
         return (SLACK * best) ** trust_in_left_out(self.moments, self._inflation)

@@ -1,7 +1,7 @@
 """How much rounding may change a solve: condition numbers, and the warning about them.
 
-Moments are rounded to ``2**-53`` at each of N additions, with errors of either sign, so the scatter matrix T is off by
-about ``2**-53 · √N`` of its norm. Ridge scores ``K (T + λ)⁻¹ C`` magnify that at most by the condition number of
+Each of N additions rounds the moments by ``2**-53``, with errors of either sign, so the scatter matrix T is off by
+about ``2**-53 · √N`` of its norm. Ridge scores ``K (T + λ)⁻¹ C`` magnify this error at most by the condition number of
 ``T + λ``, so rounding may change scores by ``condition · 2**-53 · √N``, relative to the size of the targets.
 """
 
@@ -23,13 +23,13 @@ __all__ = [
     "warn_if_ill_conditioned",
 ]
 
-# Below it the squares of features lose digits to underflow, so the spread counts as zero.
+# Below this spread, squares of features lose digits to underflow, so it counts as zero.
 LEAST_SPREAD = 2.0**-1000
-# Three digits of the scores must be safe: ties apart, no prediction depends on the fourth.
+# Three digits of the scores must be safe: the fourth changes a prediction only where two classes are all but tied.
 _SAFE = 1e-3
 _POWER_STEPS = 6
 _MOST_NAMED = 3
-# With more features, correlations are not computed just for a message.
+# Correlations of more features would cost too much for a message.
 _MOST_COMPARED = 4096
 
 
@@ -66,13 +66,13 @@ def condition_estimate(matrix: torch.Tensor, inverse_factor: torch.Tensor) -> fl
     ----------
     matrix : torch.Tensor of shape (d, d)
     inverse_factor : torch.Tensor of shape (d, d)
-        ``L⁻¹`` where ``L Lᵀ`` is the matrix.
+        ``L⁻¹``, with L the Cholesky factor: ``L Lᵀ`` is the matrix.
 
     Returns
     -------
     float
-        A lower bound up to rounding; in practice a few per cent too small. Power iteration starts from the largest
-        diagonal entry, of the matrix and of its inverse.
+        A lower bound, up to rounding; in practice it is a few per cent too small. Power iteration starts from the
+        largest diagonal entries of the matrix and of its inverse.
 
     Examples
     --------
@@ -112,8 +112,8 @@ def regular_factor(matrix: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor of shape (d, d)
-        Of the matrix plus a share of its trace on the diagonal, the least of 0, 1e-12, 1e-10, ... with which the
-        factorisation succeeds; the identity if the trace is zero.
+        The factor of the matrix with a share of its trace added to the diagonal: the least of 0, 1e-12, 1e-10, ...
+        with which the factorisation succeeds. The identity if the trace is zero.
     """
     trace = float(matrix.diagonal().sum())
     if not trace > LEAST_SPREAD:
@@ -131,14 +131,14 @@ def regular_factor(matrix: torch.Tensor) -> torch.Tensor:
 def warn_if_ill_conditioned(
     condition: float, scatter: Any, n_samples: float, *, solver: Literal["ridge", "pinv"], alpha: float, intercept: bool
 ) -> None:
-    """Warn if scores may be off by more than a thousandth, or features are too small; say why, and the remedy.
+    """Warn if scores may be off by more than a thousandth, or if features are too small; name reason and remedy.
 
     Parameters
     ----------
     condition : float
-        Of the problem that was solved.
+        Condition number of the problem that was solved.
     scatter : Scatter
-        Of the features.
+        Scatter of the features.
     n_samples : float
     solver : {"ridge", "pinv"}
     alpha : float
@@ -153,7 +153,7 @@ def warn_if_ill_conditioned(
     scatter = scatter.significant() if intercept else scatter.about_origin()
     error, variances = score_error(condition, n_samples), scatter.variances().cpu().numpy()
     trace = float(variances.sum())
-    # Features too small beside the others to be told from rounding; a filter of ordinary strength removes them anyway.
+    # Features that are lost in the rounding of the others matter only if the filter is too weak to remove them anyway.
     rounding = len(variances) * 2.0**-52
     strength = n_samples ** (-2.0 * alpha) if solver == "pinv" else alpha
     unheard = (variances > 0) & (variances < rounding * variances.max(initial=0.0)) & (strength < rounding)
@@ -170,7 +170,7 @@ def warn_if_ill_conditioned(
             remedy = "take a smaller alpha or alpha='auto', which cut more, or solver='ridge'"
         remedy += ", scale features with StandardScaler or normalize=True, and drop constant and duplicate ones"
     elif unheard.any():
-        text = f"{int(unheard.sum())} features are too small beside the others to be told from rounding and are ignored"
+        text = f"{int(unheard.sum())} features are ignored, as they are smaller than the rounding errors of the others"
         remedy = "scale features with StandardScaler in front"
     else:
         return

@@ -1,4 +1,4 @@
-"""The strength of a filter by generalised cross-validation, from the statistics alone."""
+"""The strength of a filter, chosen by generalised cross-validation from the statistics alone."""
 
 import math
 from typing import Any
@@ -12,32 +12,32 @@ from faast_sklearn.solvers.spectrum import as_column, as_number
 
 __all__ = ["gcv_error", "gcv_pinv", "gcv_ridge", "gcv_tridiagonal", "residual_share", "targets_square"]
 
-# Twenty steps a decade cost nothing beside the decomposition and leave the curve smooth.
+# Twenty steps per decade cost little beside the decomposition, and the curve is smooth between them.
 _RIDGE_ALPHAS = np.logspace(-6, 4, 201)
-_MOST_DF = 0.6  # of the samples; see gcv_ridge
-_EXACT = 1e-9  # of the targets' squared norm: what is left of them where the fit goes through all rows
+_MOST_DF = 0.6  # as a share of N; see gcv_ridge
+_EXACT = 1e-9  # a fit with a smaller residual, as a share of the targets' squared norm, counts as exact
 _PINV_ALPHAS = np.linspace(0.0, 1.5, 151)
-# Where each candidate costs a solve, every fifth is tried, and then those beside the best.
+# If each candidate costs a solve, every fifth is tried first, and then those beside the best.
 _STRIDE = 5
 
 
 def residual_share(
     df: float | torch.Tensor, n_samples: float | torch.Tensor, n_rows: float | torch.Tensor, least: float = 1e-3
 ) -> Any:
-    """Return what is left of a row's own left-out residual when the row is in the fit: ``1 − h``, on average.
+    """Return the mean ratio of a row's residual in the fit to its residual when it is left out: ``1 − h``.
 
-    Rows of equal weight have the mean leverage ``h = df / N``. Among unequal ones leverage goes with the weight while
-    it is small, and no row has one above one. Of n rows that say as much as N, ``1 − h = (1 − b df / N)^(1 / b)`` with
-    ``b = 1.5 N / n − 0.5``: 1 for equal weights, and first-order the same for all.
+    Rows of equal weight have the mean leverage ``h = df / N``. A row's leverage is proportional to its weight while it
+    is small, and never exceeds one. For n rows of effective size N, ``1 − h = (1 − b df / N)^(1 / b)`` with
+    ``b = 1.5 N / n − 0.5``, which is 1 for equal weights; to first order in df the result does not depend on b.
 
     Parameters
     ----------
     df : float or torch.Tensor
         Degrees of freedom of the fit.
     n_samples, n_rows : float or torch.Tensor
-        N and n.
+        Effective size N, and number of rows n.
     least : float, default=1e-3
-        No smaller share is returned.
+        The smallest share that is returned.
 
     Returns
     -------
@@ -75,14 +75,15 @@ def gcv_ridge(
 
     With ``trVᵀV`` the residual sum of squares needs no second pass over the data:
     ``RSS = trVᵀV − Σ (2f − λf²) ‖uᵀC‖²``, and ``GCV = (RSS / N) / (1 − (df + 1) / N)²`` (Golub, Heath and
-    Wahba, 1979), the 1 for the intercept; :func:`residual_share` has what it is for unequal weights.
+    Wahba, 1979), where the 1 is for the intercept. With unequal weights, :func:`residual_share` takes the place of
+    ``1 − (df + 1) / N``.
 
-    Rows that can be fitted exactly although there are more of them than dimensions of theirs are copies, as those of
-    samples that were drawn again or learnt twice, and tell nothing of one another: they count as that many.
+    If the targets can be fitted exactly although there are more rows than their rank, rows are copies of one another,
+    such as samples that were drawn or learnt twice. N is then at most the rank (plus one with an intercept).
 
-    Candidates that spend more than six tenths of the samples as degrees of freedom are refused: close to
-    interpolation numerator and denominator vanish together, and with few noisy samples the quotient has spurious
-    minima there (seen in one draw of ten of 16 texts a class, at a cost of five points of accuracy).
+    Candidates with more than 0.6 N degrees of freedom are refused: close to interpolation numerator and denominator
+    vanish together, and with few noisy samples the quotient has spurious minima there (in one of ten draws of 16 texts
+    per class, at a cost of five points of accuracy).
 
     Parameters
     ----------
@@ -91,22 +92,22 @@ def gcv_ridge(
     total : float
         ``trVᵀV`` of the (centred, if ``intercept``) targets.
     n_samples : float
-        N, the number of rows of equal weight that say as much.
+        Effective size N: the number of rows of equal weight that would be as informative.
     n_rows : float, optional
         Number of rows; N by default.
     intercept : bool, default=True
     alphas : ndarray of shape (k,)
         Candidates.
     prior : (float, float), optional
-        Median and spread in decades of a log-normal prior, ``(log₁₀(alpha / median) / spread)² / (N m)`` added to
-        log GCV: what to take while N is too small for the data to tell. It counts as much as one number of the N m.
+        Median and spread in decades of a log-normal prior: ``(log₁₀(alpha / median) / spread)² / (N m)`` is added to
+        log GCV, so that the prior weighs as much as one of the N m numbers and decides where the data do not.
 
     Returns
     -------
     alpha : float or ndarray of shape (...)
-        The candidate of least GCV, with the prior if there is one; of equals the largest.
+        The candidate with the least GCV, with the prior if there is one; of equal ones the largest.
     scores : ndarray of shape (..., k)
-        GCV of each; infinite where refused.
+        GCV of each candidate; infinite if it is refused.
     """
     penalties = as_column(alphas, spectrum.values) * as_column(spectrum.mean_value, spectrum.values)[..., None]
     scores, n = _gcv(spectrum, cross, total, n_samples, n_rows or n_samples, intercept, ridge_filter, penalties)
@@ -166,12 +167,12 @@ def gcv_pinv(
     intercept: bool = True,
     alphas: Any = _PINV_ALPHAS,
 ) -> tuple:
-    """Generalised cross-validation of :func:`solve_pinv` over its exponent; as :func:`gcv_ridge`.
+    """Generalised cross-validation of :func:`solve_pinv` over a path of exponents, as in :func:`gcv_ridge`.
 
     Returns
     -------
     alpha : float or ndarray of shape (...)
-        The exponent of least GCV; of equals the smallest, which truncates most.
+        The exponent with the least GCV; of equal ones the smallest, which truncates most.
     scores : ndarray of shape (..., k)
     """
     cutoffs = as_column(float(n_samples) ** -np.asarray(alphas), spectrum.values)
@@ -180,7 +181,7 @@ def gcv_pinv(
 
 
 def targets_square(counts: np.ndarray, intercept: bool) -> float:
-    """Return ``trVᵀV`` of one-hot targets, centred if ``intercept``, from the weight of each class."""
+    """Return ``trVᵀV`` of one-hot targets from the weight of each class; targets are centred if ``intercept``."""
     weight = counts.sum()
     return float(weight - intercept * (counts * (counts / weight)).sum())
 
@@ -199,7 +200,8 @@ def gcv_error(solution: Any, moments: Any, *, intercept: bool = True) -> float:
     Returns
     -------
     float
-        Comparable between features of the same samples; infinite close to interpolation, where it means nothing.
+        It can be compared between features of the same samples. It is infinite close to interpolation, where GCV is
+        meaningless.
     """
     n, total = moments.n_samples, targets_square(moments.counts, intercept)
     scatter = moments.scatter if intercept else moments.scatter.about_origin()
@@ -211,20 +213,20 @@ def gcv_error(solution: Any, moments: Any, *, intercept: bool = True) -> float:
 
 
 def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, strengths):
-    """Return the criterion of strengths (..., k, 1), an ndarray of shape (..., k), and the N it went by, (..., 1)."""
+    """Return the GCV of strengths (..., k, 1), an ndarray of shape (..., k), and the N that was used, (..., 1)."""
     values = spectrum.values
     if not values.shape[-1]:
         shape = values.shape[:-1]
         return np.full((*shape, strengths.shape[-2]), np.inf), np.full((*shape, 1), float(n_samples))
-    # Fourth powers of features would leave float64 early, so everything is in units of the largest eigenvalue, or of
-    # the power of four near it, which leaves all digits as they are.
+    # Fourth powers of features could overflow float64, so everything is divided by a power of four near the largest
+    # eigenvalue, which changes no digit.
     root = torch.exp2((torch.log2(values[..., -1:].clamp(min=LEAST_SPREAD)) / 2).round())
     power = (spectrum.vectors.mT @ cross / root[..., None]).square().sum(-1)
     f = spectral_filter(values[..., None, :], strengths).mul_(root[..., None]).mul_(root[..., None])
     values = values / root / root
     exact = total - torch.where(values > 0, power / values, 0.0).sum(-1, keepdim=True) <= _EXACT * total
     rank = (values > 0).sum(-1, keepdim=True) + float(intercept)
-    # Products over the spectrum instead of sums of products: the filters of all candidates are the largest array.
+    # Matrix products avoid further arrays as large as f, which holds the filters of all candidates.
     sums = f @ torch.stack([values, 2.0 * power], -1)
     df, explained = sums[..., 0], sums[..., 1]
     rss = total - explained + (f.square_() @ (values * power)[..., None])[..., 0]
@@ -232,6 +234,7 @@ def _gcv(spectrum, cross, total, n_samples, n_rows, intercept, spectral_filter, 
 
 
 def _criterion(df, rss, exact, rank, n_samples, n_rows, intercept):
+    """Return GCV of fits, and N; if the fit is exact, there are no more samples than the rank."""
     n = torch.where(exact, rank.clamp(max=n_samples), float(n_samples))
     n_rows = torch.where(exact & (rank < n_samples), n, float(n_rows))
     scores = rss.clamp(min=0.0) / n / residual_share(df + float(intercept), n, n_rows).square()
@@ -249,10 +252,6 @@ def _posterior(scores, alphas, prior, numbers):
 
 
 def _least(alphas, scores, strong):
-    """Return the candidate of least score; of those equal up to rounding the last if ``strong``, else the first."""
-    return as_number(np.asarray(alphas)[_least_at(scores, strong)])
-
-
-def _least_at(scores, strong):
+    # Matrix products avoid further arrays as large as f, which holds the filters of all candidates.
     least = scores <= scores.min(-1, keepdims=True) * (1 + 1e-9)
     return least.shape[-1] - 1 - least[..., ::-1].argmax(-1) if strong else least.argmax(-1)

@@ -1,4 +1,4 @@
-"""From moments to fast weights: the strength chosen where it is left open, then one solve."""
+"""From moments to fast weights: choose the strength if it is "auto", then solve once."""
 
 import functools
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from faast_sklearn.solvers.tridiagonal import solve_tridiagonal, tridiagonalise
 
 __all__ = ["fast_weights", "solve_spectrum"]
 
-# Prior of alpha for one-hot codes: median, and spread in decades; see gcv_ridge.
+# Prior of alpha for one-hot targets: median, and spread in decades; see gcv_ridge.
 _ALPHA_PRIOR = (10.0, 0.3)
 
 
@@ -94,7 +94,7 @@ def solve_spectrum(
     Parameters
     ----------
     spectrum : Spectrum
-        Of the keys, centred if ``intercept``.
+        Decomposition of the keys' scatter, centred if ``intercept``.
     cross : torch.Tensor of shape (..., p, c)
         Class sums of the keys.
     counts : ndarray of shape (c,)
