@@ -252,6 +252,10 @@ def _posterior(scores, alphas, prior, numbers):
 
 
 def _least(alphas, scores, strong):
-    # Matrix products avoid further arrays as large as f, which holds the filters of all candidates.
+    """Return the candidate of least score; of those equal up to rounding the last if ``strong``, else the first."""
+    return as_number(np.asarray(alphas)[_least_at(scores, strong)])
+
+
+def _least_at(scores, strong):
     least = scores <= scores.min(-1, keepdims=True) * (1 + 1e-9)
     return least.shape[-1] - 1 - least[..., ::-1].argmax(-1) if strong else least.argmax(-1)
