@@ -297,13 +297,7 @@ class HuggingFaceBackbone:
         -------
         Backbone
         """
-        options = {
-            "pooling": "auto",
-            "max_length": None,
-            "truncation": "warn",
-            "layer": None,
-            "tower": "image",
-        } | options
+        options = _DEFAULTS | options
         config = module.config
         kind = model_kind(config)
         _check_options(kind, config, options)
@@ -434,8 +428,7 @@ def wrap(
             return TimmBackbone(module.timm_model, reader, device, dtype)
         return VisionBackbone(module, reader, device, dtype, options["pooling"], options["layer"])
     if kind == "dual":
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config.text_config
-        text_config = getattr(config, "text_config", text_config)
+        text_config = config.text_config if hasattr(config, "text_config") else config.get_text_config()
         text, missing = None, None
         try:
             tokens = tokenizer()
