@@ -107,7 +107,7 @@ class BackboneHandle:
             If an option applies to features only.
         UnknownBackboneError, MissingDependencyError, DeviceError
         """
-        return self._open(device, dtype, _language_model_of_module, _required_language_opener)
+        return self._open(device, dtype, _language_model_of_module, language_opener_of)
 
     def _open(self, device, dtype, open_in_memory, opener_of_prefix):
         device = resolve_device(device)
@@ -176,16 +176,6 @@ def _language_model_of_module(module, preprocess, *, device, dtype, **options):
     return language_model_in_memory(
         place_module(module, device, dtype), preprocess, device=device, dtype=dtype, **options
     )
-
-
-def _required_language_opener(prefix):
-    opener = language_opener_of(prefix)
-    if opener is None:
-        raise BackboneError(
-            f"'{prefix}:' has no language models; use 'hf:NAME_OR_PATH', 'bundled:smollm2-135m', a local folder or "
-            "(model, tokenizer)."
-        )
-    return opener
 
 
 def backbone(spec: Any, **options: Any) -> "BackboneHandle":
