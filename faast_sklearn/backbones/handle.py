@@ -156,14 +156,10 @@ class BackboneHandle:
         shown = repr(self.spec) if self.module is None else type(self.module).__name__
         return f"backbone({', '.join([shown, *(f'{k}={v!r}' for k, v in self._options)])})"
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self, *_):
         return self
 
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
+    __copy__ = __deepcopy__ = __sklearn_clone__
 
     def __reduce__(self):
         module = self.module
