@@ -383,7 +383,8 @@ def test_progress_is_silent_unless_asked_for(capfd):
     threads = set(threading.enumerate())
     collect(Fake(), np.zeros(10))
     assert capfd.readouterr() == ("", "")
-    collect(Fake(), np.zeros(10), verbose=1, description="fit")
+    with Report(verbose=1, description="fit", total=10) as report:
+        collect(Fake(), np.zeros(10), report=report)
     out, err = capfd.readouterr()
     assert out == ""
     assert "fit: 100%" in err
@@ -395,7 +396,7 @@ def test_a_bar_without_tqdm_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     collect(Fake(), np.zeros(2))
     with pytest.raises(MissingDependencyError, match="pip install tqdm"):
-        collect(Fake(), np.zeros(2), verbose=1)
+        Report(verbose=1)
 
 
 def test_grad_mode_is_left_alone():
