@@ -252,17 +252,12 @@ def _left_out(lm, moments, target, among=None, base=None, single=False):
         parts = [part.learning(total - part.learnt) for part in parts]
     else:
         # The reserve has all tokens. Adding up the other parts, instead of subtracting, keeps few tokens as few rows.
-        rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]
-        parts = [part.learning(learnt) for part, learnt in zip(parts, rest, strict=True)]
+        others = [[other.learnt for other in parts if other is not part] for part in parts]
+        parts = [part.learning(functools.reduce(operator.add, o)) for part, o in zip(parts, others, strict=True)]
     if among is None:
         return parts
     chosen = torch.tensor(sorted(among), device=lm.device)
     return [part for part in (part.choosing(chosen) for part in parts) if len(part.targets)]
-
-
-def _sum(moments):
-    """Add up moments, without a neutral element to start from."""
-    return functools.reduce(operator.add, moments)
 
 
 class WeightProblem(Stateful):
