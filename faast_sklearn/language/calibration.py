@@ -147,8 +147,8 @@ def _sweep(lm, held, at):
                 moved = linear(keys @ update, matrix).float()
                 read = (keys.float() @ reader)[:, None]
                 raw.add_(moved, alpha=first).addcmul_(read * second, shift)
-                slope = lm.logit_slope(raw)
-                log_p = lm.finish_logits(raw, part.among).float().log_softmax(1)
+                slope = lm.finish.slope(raw)
+                log_p = lm.finish(raw, part.among).float().log_softmax(1)
                 losses.append(-log_p.gather(1, wanted)[:, 0])
                 shifted = read * shift
                 if not isinstance(slope, float) or slope != 1:
@@ -229,6 +229,6 @@ def _losses(lm, held, raw):
     with frozen(lm.module):
         for part in held:
             for rows in row_chunks(len(part.targets), lm.head.out_features):
-                logits = lm.finish_logits(_among(part, raw(part, part.keys[rows])), part.among)
+                logits = lm.finish(_among(part, raw(part, part.keys[rows])), part.among)
                 losses.append(-logits.float().log_softmax(1).gather(1, part.targets[rows, None])[:, 0])
     return torch.cat(losses).cpu().double()

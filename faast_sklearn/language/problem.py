@@ -151,7 +151,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     def trial(alpha, start, most=None):
         held = []
         for part, spectrum in zip(parts, spectra, strict=True):
-            directions = residual_directions(part.learnt, spectrum, factor, solver, alpha, lm.logit_scale)
+            directions = residual_directions(part.learnt, spectrum, factor, solver, alpha, lm.finish.scale)
             held.append(part.learning(directions, None if most is None else max(1, most // len(parts))))
         return best_weights(lm, held, start) if automatic else (start, losses_at(lm, held, start))
 
@@ -178,7 +178,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
             learnt, spectrum = parts[0].learnt, spectra[0]
         else:
             learnt, spectrum = output, key_spectrum(output.memory)
-        found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.logit_scale)
+        found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.finish.scale)
         condition = key_condition(spectrum, learnt.n_tokens, solver, alpha)
         _warn(condition, learnt.memory, solver, alpha)
         reader, shift = found.reader[:, None], second * found.shift[None]
