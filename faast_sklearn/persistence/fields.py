@@ -114,26 +114,25 @@ class Text(Field):
 
 
 class OneOf(Field):
-    """One of a few JSON values, or a value of the first of ``fields``."""
+    """One of a few JSON values, or a value of ``field``."""
 
-    def __init__(self, *values: Any, fields: Any = ()) -> None:
-        self.values, self.fields = values, fields
+    def __init__(self, *values: Any, field: Any = None) -> None:
+        self.values, self.field = values, field
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Write one of the values as it is, anything else by the first field."""
-        for known in self.values:
-            if type(value) is type(known) and value == known:
-                return value
-        return self.fields[0].pack(value, out)
+        """Write one of the values as it is, anything else by the field."""
+        return value if self._holds(value) else self.field.pack(value, out)
 
     def unpack(self, node: Any, source: Any) -> Any:
         """Read it."""
-        for known in self.values:
-            if type(node) is type(known) and node == known:
-                return node
-        if not self.fields:
+        if self._holds(node):
+            return node
+        if self.field is None:
             raise source.wrong(f"is {shortened(node)}, expected one of {', '.join(map(repr, self.values))}")
-        return self.fields[0].unpack(node, source)
+        return self.field.unpack(node, source)
+
+    def _holds(self, value):
+        return any(type(value) is type(known) and value == known for known in self.values)
 
 
 class Maybe(Field):

@@ -48,10 +48,10 @@ class Settings(Stateful):
 
     _state: ClassVar = {
         "solver": OneOf("ridge", "pinv"),
-        "alpha": OneOf("auto", fields=(Number(0),)),
+        "alpha": OneOf("auto", field=Number(0)),
         "intercept": Boolean(),
         "unit_rows": Boolean(),
-        "prior_strength": OneOf("auto", fields=(Number(0),)),
+        "prior_strength": OneOf("auto", field=Number(0)),
         "choose_layers": Boolean(),
     }
 
