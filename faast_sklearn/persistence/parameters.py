@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from faast_sklearn.errors import SavedFileError
+from faast_sklearn.errors import SavedFileError, shortened
 from faast_sklearn.persistence.arrays import Array, Labels
 from faast_sklearn.persistence.backbone_references import pack_backbone, unpack_backbone
 
@@ -127,7 +127,7 @@ def _unpack(node, source):
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
     if not isinstance(node, dict) or len(node) != 1:
-        raise source.wrong(f"is {str(node)[:60]}, expected a parameter")
+        raise source.wrong(f"is {shortened(node)}, expected a parameter")
     ((kind, value),) = node.items()
     if kind == "float" and value in ("inf", "-inf", "nan"):
         return float(value)
@@ -144,4 +144,4 @@ def _unpack(node, source):
             return {_unpack(key, source): _unpack(one, source) for key, one in value}
         except TypeError:
             raise source.wrong("has a key that no dict can have") from None
-    raise source.wrong(f"is {str(node)[:60]}, expected a parameter")
+    raise source.wrong(f"is {shortened(node)}, expected a parameter")
