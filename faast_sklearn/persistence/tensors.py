@@ -33,14 +33,9 @@ class TensorWriter:
         self.tensors, self.weights, self.backbones = {}, set(), False
         self._place = []
 
-    @property
-    def place(self) -> Any:
-        """Place of the current value in the file."""
-        return ".".join(self._place)
-
     def put(self, tensor: Any) -> Any:
         """Add a tensor under the name of the current place; return the name."""
-        name = self.place
+        name = ".".join(self._place)
         # A copy: a view would be written with all of its storage.
         self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
