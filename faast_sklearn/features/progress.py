@@ -78,35 +78,19 @@ class Report:
         if self._bar is not None:
             self._bar.update(n_samples)
 
-    def close(self) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def warn(self, stacklevel: int = 2) -> None:
-        """Warn if texts were cut.
-
-        Parameters
-        ----------
-        stacklevel : int, default=2
-            As in :func:`warnings.warn`; 2 is the caller.
-        """
-        if self.n_truncated:
-            warnings.warn(
-                f"{self.n_truncated} of {self.n_samples} texts were cut: the longest has {self.longest} tokens and the "
-                f"backbone reads {self.limit}. Split long texts, or open the backbone with truncation='error'.",
-                TruncationWarning,
-                stacklevel=stacklevel,
-            )
-
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        self.close()
-        if kind is None:
-            self.warn(stacklevel=3)
+        if self._bar is not None:
+            self._bar.close()
+        if kind is None and self.n_truncated:
+            warnings.warn(
+                f"{self.n_truncated} of {self.n_samples} texts were cut: the longest has {self.longest} tokens and the "
+                f"backbone reads {self.limit}. Split long texts, or open the backbone with truncation='error'.",
+                TruncationWarning,
+                stacklevel=2,
+            )
 
 
 def check_verbosity(verbose: Any) -> None:

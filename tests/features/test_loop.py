@@ -358,7 +358,7 @@ def test_cut_texts_add_up_over_streams_that_share_a_report():
     for texts in (["aaaa", "b"], ["cccccc", "dd", "eeee"]):
         list(stream_features(backbone, texts, report=report))
     with pytest.warns(TruncationWarning, match=r"3 of 5 texts.*longest has 6") as caught:
-        report.warn()
+        report.__exit__(None, None, None)
     assert len(caught) == 1
     assert (report.n_samples, report.n_truncated, report.longest, report.limit) == (5, 3, 6, 3)
 
