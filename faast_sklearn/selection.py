@@ -227,7 +227,7 @@ def alpha_path(
         errors = kfold_errors if plain else functools.partial(_errors_of_problems, problem)
         scores = -errors(folds, alphas, solver=solver, intercept=problem.settings.intercept)
     else:
-        left_out = [_readouts(problem, train, alphas) for train in _left_out(folds)]
+        left_out = [[one.solved.readout for one in _problems(problem, train, alphas)] for train in _left_out(folds)]
         with closing(evaluation.features(X)) as stream:
             scores = _score_held_out(stream, problem.classes, y, sample_weight, fold_of, left_out, scoring)
     return AlphaPath(_results(alphas, scores, solver == "ridge"), scoring, n_folds)
@@ -237,9 +237,7 @@ def _errors_of_problems(problem, folds, alphas, *, solver, intercept):
     """Return what ``kfold_errors`` does, where a solve scales layers or adds class vectors by what it learns from."""
     errors = []
     for train, fold in zip(_left_out(folds), folds, strict=True):
-        train.keep()
-        settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
-        solved = [problem.with_moments(train, setting) for setting in settings]
+        solved = _problems(problem, train, alphas)
         errors.append([_error_of(one.solved.solution, one.scales, one.examples, fold, intercept) for one in solved])
     return np.array(errors)
 
@@ -257,11 +255,10 @@ def _error_of(solution, scales, train, fold, intercept):
     return float(total - 2.0 * (weights * cross).sum() + spread.sum()) / fold.weight
 
 
-def _readouts(problem, moments, alphas):
-    """Return the readouts of moments, one for each alpha, from one decomposition."""
+def _problems(problem, moments, alphas):
+    """Return the problems of moments, one for each alpha; one decomposition solves them all."""
     moments.keep()
-    settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
-    return [problem.with_moments(moments, setting).solved.readout for setting in settings]
+    return (problem.with_moments(moments, replace(problem.settings, alpha=float(alpha))) for alpha in alphas)
 
 
 def _score_held_out(stream, classes, y, sample_weight, fold_of, left_out, scoring):
