@@ -405,20 +405,17 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     @property
     def alpha_(self) -> float | None:
         """The regulariser that was used; None without examples."""
-        solution = self._current().solved.solution
-        return None if solution is None else solution.alpha
+        return getattr(self._current().solved.solution, "alpha", None)
 
     @property
     def solver_(self) -> str | None:
         """The factorisation that was used; None without examples."""
-        solution = self._current().solved.solution
-        return None if solution is None else solution.method
+        return getattr(self._current().solved.solution, "method", None)
 
     @property
     def condition_(self) -> float | None:
         """The condition number of the problem that was solved; None without examples."""
-        solution = self._current().solved.solution
-        return None if solution is None else solution.condition
+        return getattr(self._current().solved.solution, "condition", None)
 
     @property
     def reads_inner_layers_(self) -> bool:
@@ -563,14 +560,12 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     def _check_params(self, partial):
         if not (isinstance(self.solver, str) and self.solver in ("ridge", "pinv")):
             raise ValueError(f"solver must be 'ridge' or 'pinv', got {self.solver!r}.")
-        number = isinstance(self.alpha, numbers.Real) and not isinstance(self.alpha, bool)
-        if not (isinstance(self.alpha, str) and self.alpha == "auto") and not (number and 0 <= self.alpha < np.inf):
-            raise ValueError(f"alpha must be 'auto' or a finite number of at least 0, got {self.alpha!r}.")
+        for name in ("alpha", "prior_strength"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (isinstance(value, str) and value == "auto") and not (number and 0 <= value < np.inf):
+                raise ValueError(f"{name} must be 'auto' or a finite number of at least 0, got {value!r}.")
         check_values(self.values)
-        strength = self.prior_strength
-        number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-        if not (isinstance(strength, str) and strength == "auto") and not (number and 0 <= strength < np.inf):
-            raise ValueError(f"prior_strength must be 'auto' or a finite number of at least 0, got {strength!r}.")
         check_layers(self.layers)
         check_views(self.views)
         if not isinstance(self.normalize, (bool, np.bool_)):
