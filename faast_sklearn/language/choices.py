@@ -163,12 +163,10 @@ class ChoiceScorer(ExchangePass):
     def _answers(self, turn):
         if turn not in self._ids:
             answers = self.prompts.answers(self.choices, turn)
-            limit = self.lm.limit
             for k, answer in enumerate(answers):
                 if not answer:
                     raise InputError(f"choices[{k}], {self.choices[k]!r}, has no tokens; leave it out.")
-                if limit is not None and len(answer) > limit - (not self.lm.encoder_decoder):
-                    raise InputError(f"choices[{k}] has {len(answer)} tokens, and the model reads {limit}; shorten it.")
+                self.prompts.refuse_long(answer, f"choices[{k}]")
             self._ids[turn] = answers
         return self._ids[turn]
 

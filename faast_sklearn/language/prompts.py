@@ -115,7 +115,7 @@ class Prompts:
             answers = self._answers(targets[start : start + _TEXTS_A_CALL], turns)
             for k, (source, prompt, answer, turn) in enumerate(zip(some, prompts, answers, turns, strict=True)):
                 i = start + k
-                self._refuse_long(answer, f"y[{i}]")
+                self.refuse_long(answer, f"y[{i}]")
                 prompt, length = self._fit(source, prompt, len(answer), i)
                 exchanges.append(prompt, answer, length, turn)
         return exchanges
@@ -252,7 +252,8 @@ class Prompts:
             )
         return fits, length
 
-    def _refuse_long(self, answer, name):
+    def refuse_long(self, answer: list, name: str) -> None:
+        """Raise InputError for an answer that the model cannot read, whatever is left of the prompt."""
         limit = self.lm.limit
         if limit is not None and len(answer) > limit - (not self.lm.encoder_decoder):
             raise InputError(
