@@ -257,14 +257,6 @@ class Record(Field):
 
     def unpack(self, node: Any, source: Any) -> Any:
         """Read the parts, check that their shapes match, and make the object."""
-        parts = self.unpack_parts(node, source)
-        try:
-            return self.make(**parts)
-        except ValueError as error:
-            raise source.wrong(f"does not fit together: {error}") from error
-
-    def unpack_parts(self, node: Any, source: Any) -> Any:
-        """Return the parts by name."""
         if not isinstance(node, dict) or node.keys() != self.parts.keys():
             found = sorted(node) if isinstance(node, dict) else shortened(node)
             raise source.wrong(f"is {found}, expected {sorted(self.parts)}")
@@ -279,4 +271,7 @@ class Record(Field):
                         for letter, length in inner.lengths(one):
                             if lengths.setdefault(letter, length) != length:
                                 raise source.wrong(f"has an axis of length {length}, expected {lengths[letter]}")
-        return values
+        try:
+            return self.make(**values)
+        except ValueError as error:
+            raise source.wrong(f"does not fit together: {error}") from error
