@@ -57,7 +57,6 @@ class ChoiceScorer(ExchangePass):
         self.choices = _checked(choices)
         super().__init__(lm)
         self.prompts = prompts
-        self.n_features = len(self.choices)
         self._ids = {}  # tokens of the answers, by turn: a callable template may use several turns
         self._options = set(inspect.signature(type(lm.module).forward).parameters)
         # transformers 5.24 renamed the key-value cache and warns about the old name.

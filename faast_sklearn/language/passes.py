@@ -206,8 +206,6 @@ class LikelihoodPass(_AnswerPass):
     tokens, and the number of tokens that the model ranks first; shape (n, 3).
     """
 
-    n_features = 3
-
     def __init__(self, lm: Any, weights: Any, learn_from: Literal["answer", "all"] = "answer") -> None:
         super().__init__(lm, learn_from)
         self.weights = weights

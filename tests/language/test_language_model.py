@@ -61,7 +61,6 @@ def test_the_parts_are_where_they_are_said_to_be(name, opened):
     # The decoder's embedding reads the decoder's tokens.
     assert lm.embedding(ids).shape[:2] == ids.shape
     assert lm.encoder_decoder == model.config.is_encoder_decoder
-    assert not lm.gguf
     assert lm.readouts is None
 
 
@@ -260,7 +259,7 @@ def test_bundled_smollm2_writes_and_leaves_its_reader_as_it_was():
     before = gguf.GGUFReader, gguf.get_tensor_name_map
     lm = backbone("bundled:smollm2-135m").open_language_model("cpu")
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
-    assert (lm.gguf, lm.limit, lm.license) == (True, 8192, "apache-2.0")
+    assert (lm.limit, lm.license) == (8192, "apache-2.0")
     assert lm.head.weight is lm.embedding.weight
     assert lm.tokenizer.decode(lm.eos_ids) == "<|im_end|>"
     with frozen(lm.module):

@@ -236,8 +236,7 @@ class HuggingFaceBackbone:
             module, tokenizer = published.module, published.tokenizer
             readouts = published.readouts.to(device, dtype)
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        gguf = gguf_file is not None
-        return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, gguf=gguf, readouts=readouts)
+        return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, readouts=readouts)
 
     @classmethod
     def from_memory(

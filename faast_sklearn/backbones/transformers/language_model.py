@@ -33,13 +33,12 @@ class LanguageModel:
     dtype : torch.dtype
     max_length : int, default=None
         Sets ``limit``; by default it is that of model and tokenizer.
-    gguf : bool, default=False
     readouts : Readouts, default=None
 
     Attributes
     ----------
-    module, tokenizer, device, dtype, gguf, readouts
-        As passed. transformers refuses to save a model opened from GGUF. Published FAAST checkpoints have
+    module, tokenizer, device, dtype, readouts
+        As passed. Published FAAST checkpoints have
         ``readouts``.
     encoder_decoder : bool
     limit : int or None
@@ -94,14 +93,12 @@ class LanguageModel:
         dtype: Any,
         *,
         max_length: int | None = None,
-        gguf: bool = False,
         readouts: Any = None,
     ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
-        self.gguf = gguf
         self.readouts = readouts
         self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
         with quiet_transformers():
