@@ -204,10 +204,7 @@ def _unpack_pipeline(node, source, given):
 def _pack_foreign(estimator, out):
     with out.at("skops"):
         name, parts = write_foreign(estimator, out, lambda part: _base_of(part) is not None)
-    packed = []
-    for i, part in enumerate(parts):
-        with out.at(i):
-            packed.append(pack_estimator(part, out))
+    packed = out.each(parts, lambda part: pack_estimator(part, out))
     return {"kind": "skops", "data": name, "parts": packed}
 
 
@@ -216,10 +213,7 @@ def _unpack_foreign(node, source, given):
         raise source.wrong("is not a step that skops wrote")
     if not node["parts"]:
         _refuse_parameters(given, ())
-    parts = []
-    for i, part in enumerate(node["parts"]):
-        with source.at(i):
-            parts.append(unpack_estimator(part, source, given))
+    parts = source.each(node["parts"], lambda part: unpack_estimator(part, source, given))
     return read_foreign(node["data"], source, parts)
 
 

@@ -181,21 +181,13 @@ class Listed(Field):
 
     def pack(self, value: Any, out: Any) -> Any:
         """Write them in order."""
-        packed = []
-        for i, one in enumerate(value):
-            with out.at(i):
-                packed.append(self.field.pack(one, out))
-        return packed
+        return out.each(value, lambda one: self.field.pack(one, out))
 
     def unpack(self, node: Any, source: Any) -> Any:
         """Read them in order."""
         if not isinstance(node, list):
             raise source.wrong(f"is {shortened(node)}, expected a list")
-        values = []
-        for i, one in enumerate(node):
-            with source.at(i):
-                values.append(self.field.unpack(one, source))
-        return tuple(values)
+        return tuple(source.each(node, lambda one: self.field.unpack(one, source)))
 
     def to_host(self, value: Any) -> Any:
         """Return what the field makes of each."""

@@ -99,13 +99,12 @@ def _pack(value, out):
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": _pack_each(value, out)}
+        return {"tuple" if isinstance(value, tuple) else "list": out.each(value, lambda one: _pack(one, out))}
     if hasattr(value, "to_diff_dict"):  # transformers' GenerationConfig; a dict of its settings does the same
         return _pack(value.to_diff_dict(), out)
     if isinstance(value, Mapping):
-        return {
-            "dict": [[_pack(key, out), one] for key, one in zip(value, _pack_each(value.values(), out), strict=True)]
-        }
+        values = out.each(value.values(), lambda one: _pack(one, out))
+        return {"dict": [[_pack(key, out), one] for key, one in zip(value, values, strict=True)]}
     if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         if array.dtype.kind in "biuf":
@@ -113,14 +112,6 @@ def _pack(value, out):
         if array.ndim == 1 and array.dtype.kind in "UO":
             return {"labels": Labels(sorted=False).pack(array, out)}
     raise _Missing("a function" if callable(value) else f"a {type(value).__name__}")
-
-
-def _pack_each(values, out):
-    packed = []
-    for i, value in enumerate(values):
-        with out.at(i):
-            packed.append(_pack(value, out))
-    return packed
 
 
 def _unpack(node, source):

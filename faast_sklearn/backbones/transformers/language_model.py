@@ -38,8 +38,7 @@ class LanguageModel:
     Attributes
     ----------
     module, tokenizer, device, dtype, readouts
-        As passed. Published FAAST checkpoints have
-        ``readouts``.
+        As passed. Published FAAST checkpoints have ``readouts``.
     encoder_decoder : bool
     limit : int or None
         Largest number of tokens of prompt and answer together; in an encoder-decoder, of each. ``None`` if neither
