@@ -2,13 +2,12 @@
 
 import numbers
 import warnings
-from typing import Any
 
 import numpy as np
 
 from faast_sklearn.errors import MissingDependencyError, TruncationWarning
 
-__all__ = ["Report", "check_verbosity"]
+__all__ = ["Report"]
 
 
 class Report:
@@ -51,7 +50,8 @@ class Report:
     """
 
     def __init__(self, *, verbose: int = 0, description: str = "", total: int | None = None) -> None:
-        check_verbosity(verbose)
+        if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
+            raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
         self.n_samples = 0
         self.n_truncated = 0
         self.longest = 0
@@ -91,21 +91,6 @@ class Report:
                 TruncationWarning,
                 stacklevel=2,
             )
-
-
-def check_verbosity(verbose: Any) -> None:
-    """Raise ValueError unless ``verbose`` is a number of at least 0.
-
-    Examples
-    --------
-    >>> from faast_sklearn.features.progress import check_verbosity
-    >>> check_verbosity("loud")
-    Traceback (most recent call last):
-    ...
-    ValueError: verbose must be 0, 1 or another number of at least 0, got 'loud'.
-    """
-    if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
-        raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
 
 
 def _bar(description, total):
