@@ -263,10 +263,9 @@ def _error_of(solution, scales, train, fold, intercept):
 
 
 def _problems(problem, moments, alphas):
-    """Return a problem for each alpha, all with these moments, whose decompositions they share."""
+    """Return the problems of moments, one for each alpha; one decomposition solves them all."""
     moments.keep()
-    settings = [replace(problem.settings, alpha=float(alpha)) for alpha in alphas]
-    return [problem.with_moments(moments, setting) for setting in settings]
+    return (problem.with_moments(moments, replace(problem.settings, alpha=float(alpha))) for alpha in alphas)
 
 
 def _score_held_out(stream, classes, y, sample_weight, fold_of, left_out, scoring):

@@ -157,21 +157,21 @@ class BundledBackbone:
             The weights are not a language model.
         UnknownBackboneError, MissingDependencyError, TypeError
         """
-        cls.options(name)
-        if BUNDLED[name].language_opener is None:
-            others = [f"bundled:{other}" for other, entry in BUNDLED.items() if entry.language_opener is not None]
-            raise BackboneError(f"'bundled:{name}' is not a language model; {' or '.join(others)} is.")
         return cls._open(name, "language_opener", device=device, dtype=dtype, **options)
 
     @classmethod
     def _open(cls, name, which, **options):
-        cls.options(name)
+        cls.options(name)  # refuses unknown names
         entry = BUNDLED[name]
+        opener = getattr(entry, which)
+        if opener is None:
+            others = [f"bundled:{other}" for other, entry in BUNDLED.items() if entry.language_opener is not None]
+            raise BackboneError(f"'bundled:{name}' is not a language model; {' or '.join(others)} is.")
         if entry.folder is None:
             raise MissingDependencyError(
                 f"the weights of 'bundled:{name}' come in a package that is not installed: {entry.install}"
             )
-        opened = getattr(entry, which)(entry.folder, **options)
+        opened = opener(entry.folder, **options)
         opened.license = entry.license
         return opened
 

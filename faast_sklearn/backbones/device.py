@@ -6,7 +6,7 @@ import torch
 
 from faast_sklearn.errors import DeviceError
 
-__all__ = ["available_devices", "moments_device", "resolve_device", "resolve_dtype"]
+__all__ = ["available_devices", "empty_cache", "moments_device", "resolve_device", "resolve_dtype"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -133,6 +133,13 @@ def resolve_dtype(dtype: Any, device: Any) -> torch.dtype:
     if resolved == torch.float64 and device.type == "mps":
         raise DeviceError("dtype='float64' does not exist on MPS; use 'float32' or device='cpu'.")
     return resolved
+
+
+def empty_cache(kind: str) -> None:
+    """Give memory that torch keeps on a kind of device back to it."""
+    module = getattr(torch, kind, None)
+    if hasattr(module, "empty_cache"):
+        module.empty_cache()
 
 
 def moments_device(device: Any) -> torch.device:

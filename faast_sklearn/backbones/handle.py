@@ -107,7 +107,7 @@ class BackboneHandle:
             If an option applies to features only.
         UnknownBackboneError, MissingDependencyError, DeviceError
         """
-        return self._open(device, dtype, _language_model_of_module, _required_language_opener)
+        return self._open(device, dtype, _language_model_of_module, language_opener_of)
 
     def _open(self, device, dtype, open_in_memory, opener_of_prefix):
         device = resolve_device(device)
@@ -156,14 +156,10 @@ class BackboneHandle:
         shown = repr(self.spec) if self.module is None else type(self.module).__name__
         return f"backbone({', '.join([shown, *(f'{k}={v!r}' for k, v in self._options)])})"
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self, *_):
         return self
 
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
+    __copy__ = __deepcopy__ = __sklearn_clone__
 
     def __reduce__(self):
         module = self.module
@@ -176,16 +172,6 @@ def _language_model_of_module(module, preprocess, *, device, dtype, **options):
     return language_model_in_memory(
         place_module(module, device, dtype), preprocess, device=device, dtype=dtype, **options
     )
-
-
-def _required_language_opener(prefix):
-    opener = language_opener_of(prefix)
-    if opener is None:
-        raise BackboneError(
-            f"'{prefix}:' has no language models; use 'hf:NAME_OR_PATH', 'bundled:smollm2-135m', a local folder or "
-            "(model, tokenizer)."
-        )
-    return opener
 
 
 def backbone(spec: Any, **options: Any) -> "BackboneHandle":

@@ -28,16 +28,13 @@ _LONGEST_PATH = 1024
 _file_lock = threading.Lock()
 
 
-def open_image(sample: Any, shrink_to: Any = None) -> Any:
+def open_image(sample: Any) -> Any:
     """Open an image as an upright 8-bit PIL image, mode "L" or "RGB", as pipelines of pretrained models expect.
 
     Parameters
     ----------
     sample : str, path, bytes, file, dict or PIL.Image.Image
         As in :func:`read_image`, except arrays and tensors. A PIL image is not modified.
-    shrink_to : (height, width), default=None
-        Larger images may be reduced by an integer factor to no less than three times this size,
-        which saves most of the time to decode a camera's photograph.
 
     Returns
     -------
@@ -50,7 +47,7 @@ def open_image(sample: Any, shrink_to: Any = None) -> Any:
     """
     from PIL import Image
 
-    image = _opened(sample, shrink_to)
+    image = _opened(sample, None)
     if _is_deep(image):
         image = Image.fromarray(np.rint(_scaled(np.asarray(image), image)).astype(np.uint8))
     return image

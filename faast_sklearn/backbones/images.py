@@ -187,5 +187,8 @@ class ImageBackbone(Backbone):
     def forward(self, batch: Any) -> Any:
         """Preprocess on the device and encode."""
         with frozen(self.module):
-            features = self.encode(self.transform(batch.inputs, batch.size, self.device).to(self.dtype))
+            features = self.encode(self._inputs(batch))
         return as_features(features)
+
+    def _inputs(self, batch):
+        return self.transform(batch.inputs, batch.size, self.device).to(self.dtype)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from faast_sklearn.backbones.device import available_devices, empty_cache
 
 __all__ = ["derived", "open_count", "open_once", "release_backbones"]
 
@@ -101,9 +101,5 @@ def release_backbones() -> None:
         _named.clear()
         _in_memory.clear()
     gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        torch.xpu.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+    for kind in available_devices():
+        empty_cache(kind)

@@ -1,7 +1,6 @@
 """The known prefixes, their names and options, and how to add your own."""
 
 import fnmatch
-import importlib.util
 import inspect
 import re
 from typing import Any
@@ -79,8 +78,14 @@ def opener_of(prefix: Any) -> Any:
 
 
 def language_opener_of(prefix: Any) -> Any:
-    """Return the function ``(name, *, device, dtype, **options) -> LanguageModel`` of a prefix, or ``None``."""
-    return getattr(_registered[prefix], "open_language_model", None)
+    """Return the function ``(name, *, device, dtype, **options) -> LanguageModel`` of a prefix, or raise."""
+    opener = getattr(_registered[prefix], "open_language_model", None)
+    if opener is None:
+        raise BackboneError(
+            f"'{prefix}:' has no language models; use 'hf:NAME_OR_PATH', 'bundled:smollm2-135m', a local folder or "
+            "(model, tokenizer)."
+        )
+    return opener
 
 
 def options_of(prefix: Any, name: Any) -> Any:
@@ -120,19 +125,7 @@ def list_backbones(pattern: str = "*", *, available_only: bool = True) -> list:
     wanted, _, rest = pattern.rpartition(":") if ":" in pattern else ("*", "", pattern)
     found = []
     for prefix in fnmatch.filter(prefixes(), wanted):
-        if prefix == "bundled":
-            names = BundledBackbone.names(available_only)
-        elif prefix == "timm":
-            names = _timm_names()
-        else:
-            names = getattr(_registered[prefix], "names", list)()
+        names = getattr(_registered[prefix], "names", list)
+        names = names(available_only) if prefix == "bundled" else names()
         found += [f"{prefix}:{name}" for name in fnmatch.filter(names, rest)]
     return found
-
-
-def _timm_names():
-    if importlib.util.find_spec("timm") is None:
-        return []
-    import timm
-
-    return timm.list_models(pretrained=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import math
 import numbers
@@ -124,6 +125,11 @@ class TimmBackbone(ImageBackbone):
         self = cls(module, transform, device, dtype)
         self.license = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "unknown"
         return self
+
+    @staticmethod
+    def names() -> list:
+        """Return the names of models with pretrained weights."""
+        return require("timm").list_models(pretrained=True) if importlib.util.find_spec("timm") else []
 
     def inner_layers(self) -> list[torch.nn.Module]:
         """Return the stages in timm's ``feature_info``, or all stages of the sequence that holds them."""

@@ -22,7 +22,7 @@ from faast_sklearn.estimators.statistics import FACTS, Statistics
 from faast_sklearn.estimators.turns import changing
 from faast_sklearn.features.cache import as_cache
 from faast_sklearn.features.loop import check_batch_size
-from faast_sklearn.features.progress import Report, check_verbosity
+from faast_sklearn.features.progress import Report
 from faast_sklearn.features.readers import BackboneReader, TableReader
 from faast_sklearn.inputs.samples import count_samples
 
@@ -56,21 +56,16 @@ class FrozenBackboneMixin:
         normalize : bool, default=False
             Scale features to unit length.
         """
-        self._check_run_parameters()
+        # Refused also where there is no backbone to use them.
+        as_cache(self.cache)
+        check_batch_size(self.batch_size)
         report, name = self._report(X, what), type(self).__name__
         if self.backbone is None:
-            dtype = getattr(self, "dtype", "auto")
-            return TableReader(name, self.device, dtype, facts, normalize=normalize, report=report)
+            return TableReader(name, self.device, self.dtype, facts, normalize=normalize, report=report)
         in_memory = as_handle(self.backbone).module is not None
-        how = {"batch_size": self.batch_size, "cache": getattr(self, "cache", None), "normalize": normalize}
+        how = {"batch_size": self.batch_size, "cache": self.cache, "normalize": normalize}
         opened = self._open_as_saved() if facts else self._open_backbone()
         return BackboneReader(self._to_read(opened), in_memory, name, facts, report=report, **how)
-
-    def _check_run_parameters(self):
-        # Wrong values raise an error even if there is no backbone that would use them.
-        as_cache(getattr(self, "cache", None))
-        check_batch_size(getattr(self, "batch_size", "auto"))
-        check_verbosity(getattr(self, "verbose", 0))
 
     def _report(self, X, what):
         return Report(verbose=self.verbose, description=what, total=count_samples(X))

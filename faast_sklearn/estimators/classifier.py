@@ -414,20 +414,17 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     @property
     def alpha_(self) -> float | None:
         """The strength of the regularisation that was used; None without examples."""
-        solution = self._current().solved.solution
-        return None if solution is None else solution.alpha
+        return getattr(self._current().solved.solution, "alpha", None)
 
     @property
     def solver_(self) -> str | None:
         """The factorisation that was used; None without examples."""
-        solution = self._current().solved.solution
-        return None if solution is None else solution.method
+        return getattr(self._current().solved.solution, "method", None)
 
     @property
     def condition_(self) -> float | None:
-        """The condition number of the solve; None without examples."""
-        solution = self._current().solved.solution
-        return None if solution is None else solution.condition
+        """The condition number of the problem that was solved; None without examples."""
+        return getattr(self._current().solved.solution, "condition", None)
 
     @property
     def reads_inner_layers_(self) -> bool:

@@ -485,10 +485,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         prompts = Prompts(lm, self.template)
         if y is not None and self.choices is not None and learnt:
             refuse_other_targets(targets_of(y), self.choices)
-        exchanges = prompts.texts(X) if y is None else prompts.pairs(X, y)
-        if not len(exchanges):
-            raise InputError("X is empty; pass at least one text.")
-        return exchanges
+        return prompts.texts(X) if y is None else prompts.pairs(X, y)
 
     def _stream(self, passes, exchanges, what):
         # The report counts from the exchanges, whose lengths are those before truncation.

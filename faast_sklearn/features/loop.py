@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from faast_sklearn.backbones.device import empty_cache
 from faast_sklearn.backbones.memo import remember, remembered
 from faast_sklearn.errors import InputError, NonFiniteError, OutOfMemoryError
 from faast_sklearn.features.loader import Loader
@@ -31,8 +32,6 @@ def stream_features(
     samples: Sequence,
     *,
     batch_size: int | Literal["auto"] = "auto",
-    verbose: int = 0,
-    description: str = "",
     report: "Report | None" = None,
     positions: np.ndarray | None = None,
 ) -> Any:
@@ -49,13 +48,9 @@ def stream_features(
     samples : sequence of n_samples
         As :func:`~faast_sklearn.inputs.as_samples` returns.
     batch_size : int or "auto", default="auto"
-        ``"auto"`` starts from the backbone's own estimate. If a batch does not fit into memory, the size is
-        halved, even a given one, and the same samples run again. The size that fits is remembered as long as
-        the backbone stays open.
-    verbose : int, default=0
-        From 1 on, show a progress bar on stderr. Ignored when a ``report`` is given.
-    description : str, default=""
-        Text in front of the bar.
+        ``"auto"`` starts from the backbone's own estimate. If a batch does not fit into memory, its size is
+        halved, also if it was given, and the same samples run again. The size that fits is remembered as long
+        as the backbone stays open.
     report : Report, default=None
         Counts samples and truncated texts over several streams; its owner closes it. By default the stream has
         its own report, which warns at the end.
@@ -104,9 +99,7 @@ def stream_features(
     positions = np.arange(len(samples)) if positions is None else np.asarray(positions)
     level = logging.INFO if batch_size == "auto" else logging.WARNING
     stream = _Stream(backbone, samples, positions, size, level)
-    if report is not None:
-        return stream.run(report)
-    return _run_alone(stream, verbose, description)
+    return _run_alone(stream) if report is None else stream.run(report)
 
 
 def first_batch_size(backbone: Any, batch_size: int | Literal["auto"]) -> int:
@@ -167,8 +160,8 @@ def in_running_order(backbone: Any, samples: Sequence, positions: np.ndarray) ->
     return positions[np.argsort(-np.fromiter(lengths, dtype=np.int64, count=len(positions)), kind="stable")]
 
 
-def _run_alone(stream, verbose, description):
-    with Report(verbose=verbose, description=description, total=len(stream.positions)) as report:
+def _run_alone(stream):
+    with Report() as report:
         yield from stream.run(report)
 
 
@@ -238,7 +231,7 @@ class _Stream:
     def _halve(self, indices):
         device = self.backbone.device
         gc.collect()
-        _empty_cache(device)
+        empty_cache(device.type)
         if len(indices) == 1:
             raise OutOfMemoryError(
                 f"Not even one sample, {name_sample(indices[0], self.samples[indices[0]])}, fits into the memory of "
@@ -286,9 +279,3 @@ def _is_out_of_memory(error):
         return True
     message = str(error).lower()
     return any(sign in message for sign in ("out of memory", "can't allocate memory", "cublas_status_alloc_failed"))
-
-
-def _empty_cache(device):
-    module = getattr(torch, device.type, None)
-    if hasattr(module, "empty_cache"):
-        module.empty_cache()

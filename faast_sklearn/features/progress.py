@@ -2,13 +2,12 @@
 
 import numbers
 import warnings
-from typing import Any
 
 import numpy as np
 
 from faast_sklearn.errors import MissingDependencyError, TruncationWarning
 
-__all__ = ["Report", "check_verbosity"]
+__all__ = ["Report"]
 
 
 class Report:
@@ -51,7 +50,8 @@ class Report:
     """
 
     def __init__(self, *, verbose: int = 0, description: str = "", total: int | None = None) -> None:
-        check_verbosity(verbose)
+        if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
+            raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
         self.n_samples = 0
         self.n_truncated = 0
         self.longest = 0
@@ -78,50 +78,19 @@ class Report:
         if self._bar is not None:
             self._bar.update(n_samples)
 
-    def close(self) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def warn(self, stacklevel: int = 2) -> None:
-        """Warn if texts were cut.
-
-        Parameters
-        ----------
-        stacklevel : int, default=2
-            As in :func:`warnings.warn`; 2 is the caller.
-        """
-        if self.n_truncated:
-            warnings.warn(
-                f"{self.n_truncated} of {self.n_samples} texts were cut: the longest has {self.longest} tokens and the "
-                f"backbone reads {self.limit}. Split long texts, or open the backbone with truncation='error'.",
-                TruncationWarning,
-                stacklevel=stacklevel,
-            )
-
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        self.close()
-        if kind is None:
-            self.warn(stacklevel=3)
-
-
-def check_verbosity(verbose: Any) -> None:
-    """Raise ValueError unless ``verbose`` is a number of at least 0.
-
-    Examples
-    --------
-    >>> from faast_sklearn.features.progress import check_verbosity
-    >>> check_verbosity("loud")
-    Traceback (most recent call last):
-    ...
-    ValueError: verbose must be 0, 1 or another number of at least 0, got 'loud'.
-    """
-    if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
-        raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
+        if self._bar is not None:
+            self._bar.close()
+        if kind is None and self.n_truncated:
+            warnings.warn(
+                f"{self.n_truncated} of {self.n_samples} texts were cut: the longest has {self.longest} tokens and the "
+                f"backbone reads {self.limit}. Split long texts, or open the backbone with truncation='error'.",
+                TruncationWarning,
+                stacklevel=2,
+            )
 
 
 def _bar(description, total):

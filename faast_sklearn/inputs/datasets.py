@@ -217,7 +217,7 @@ def refuse_unlabelled(labels: Any, name: Any) -> None:
         )
 
 
-def labelled_batches(stream: Any, size: Any = 256) -> Iterator[Any]:
+def labelled_batches(stream: Any) -> Iterator[Any]:
     """Yield batches of samples and labels from a streaming Hugging Face dataset.
 
     Raises
@@ -237,7 +237,7 @@ def labelled_batches(stream: Any, size: Any = 256) -> Iterator[Any]:
             f"X has no label column among {list(features)}; pass batches, ((rows[{column!r}], rows['LABEL']) for rows "
             "in X.batch(256))."
         )
-    for rows in stream.batch(size):
+    for rows in stream.batch(256):
         if is_class_label(stream, label):
             refuse_unlabelled(rows[label], label)
         if isinstance(rows[label][0], (list, np.ndarray)):  # it streams batches already

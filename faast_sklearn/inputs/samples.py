@@ -159,10 +159,10 @@ def _check_image_block(X):
 
 
 def _from_frame(X, modality):
-    if X.shape[1] == 1:
-        return X.to_numpy()[:, 0] if modality != "tensor" else X.to_numpy()
     if modality == "tensor":
         return X.to_numpy()
+    if X.shape[1] == 1:
+        return X.to_numpy()[:, 0]
     raise InputError(
         f"X is a DataFrame with {X.shape[1]} columns ({', '.join(map(str, list(X.columns)[:8]))}); this backbone reads "
         "one, so pass X['NAME'], or choose it in a ColumnTransformer."

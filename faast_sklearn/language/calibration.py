@@ -1,6 +1,7 @@
 """Choose the strength of fast weights on held-out tokens."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import scipy.stats
@@ -20,6 +21,7 @@ _LEAST_GAIN = 1e-3  # nats per token; a smaller gain ends the search
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 
 
+@dataclass(frozen=True, eq=False)
 class HeldOut:
     """Held-out tokens, and what was learnt without them.
 
@@ -38,27 +40,23 @@ class HeldOut:
         By default the whole vocabulary.
     """
 
-    def __init__(
-        self,
-        keys: torch.Tensor,
-        targets: torch.Tensor,
-        samples: torch.Tensor,
-        learnt: Any,
-        base: Any = None,
-        among: torch.Tensor | None = None,
-    ) -> None:
-        self.keys, self.targets, self.samples, self.learnt = keys, targets, samples, learnt
-        self.base, self.among = base, among
+    keys: torch.Tensor
+    targets: torch.Tensor
+    samples: torch.Tensor
+    learnt: Any
+    base: Any = None
+    among: torch.Tensor | None = None
 
     def choosing(self, among: Any) -> Any:
         """Return the held-out tokens that are in ``among`` (sorted), with a softmax over ``among`` only."""
         kept = torch.isin(self.targets, among)
         targets = torch.searchsorted(among, self.targets[kept])
-        return HeldOut(self.keys[kept], targets, self.samples[kept], self.learnt, self.base, among)
+        return replace(self, keys=self.keys[kept], targets=targets, samples=self.samples[kept], among=among)
 
     def learning(self, learnt: Any, most: Any = None) -> Any:
         """Return the same tokens, or the first ``most`` of them, with another ``learnt``."""
-        return HeldOut(self.keys[:most], self.targets[:most], self.samples[:most], learnt, self.base, self.among)
+        some = {name: getattr(self, name)[:most] for name in ("keys", "targets", "samples")}
+        return replace(self, **some, learnt=learnt)
 
 
 def best_weights(lm: Any, held: list, start: Any) -> tuple:
@@ -118,13 +116,7 @@ def losses_at(lm: Any, held: Any, weights: Any) -> Any:
 
 def losses_before(lm: Any, held: Any) -> Any:
     """Return each held-out token's loss without what was learnt; a tensor of shape (t,), float64."""
-    losses = []
-    with frozen(lm.module):
-        for part in held:
-            for rows in row_chunks(len(part.targets), lm.head.out_features):
-                raw = _among(part, raw_logits(lm, part.keys[rows], part.base))
-                losses.append(_losses(lm, part, raw, rows))
-    return torch.cat(losses).cpu().double()
+    return _losses(lm, held, lambda part, keys: raw_logits(lm, keys, part.base))
 
 
 def _add_prior(held, at, losses, gradient, hessian):
@@ -155,8 +147,8 @@ def _sweep(lm, held, at):
                 moved = linear(keys @ update, matrix).float()
                 read = (keys.float() @ reader)[:, None]
                 raw.add_(moved, alpha=first).addcmul_(read * second, shift)
-                slope = lm.logit_slope(raw)
-                log_p = lm.finish_logits(raw, part.among).float().log_softmax(1)
+                slope = lm.finish.slope(raw)
+                log_p = lm.finish(raw, part.among).float().log_softmax(1)
                 losses.append(-log_p.gather(1, wanted)[:, 0])
                 shifted = read * shift
                 if not isinstance(slope, float) or slope != 1:
@@ -219,15 +211,11 @@ def interpolation_weight(lm: Any, held: list) -> tuple:
 
 
 def _interpolated(lm, held, r):
-    losses = []
-    with frozen(lm.module):
-        for part in held:
-            matrix = part.learnt.to(part.keys.dtype)
-            for rows in row_chunks(len(part.targets), lm.head.out_features):
-                keys = part.keys[rows]
-                states = keys if r == 0 else (1 - r) * keys + r * (keys @ matrix)
-                losses.append(_losses(lm, part, _among(part, raw_logits(lm, lm.normalise(states))), rows))
-    return torch.cat(losses).cpu().double()
+    def raw(part, keys):
+        states = keys if r == 0 else (1 - r) * keys + r * (keys @ part.learnt.to(keys.dtype))
+        return raw_logits(lm, lm.normalise(states))
+
+    return _losses(lm, held, raw)
 
 
 def _among(part, vocabulary):
@@ -235,6 +223,12 @@ def _among(part, vocabulary):
     return vocabulary if part.among is None else vocabulary[..., part.among]
 
 
-def _losses(lm, part, raw, rows):
-    log_p = lm.finish_logits(raw, part.among).float().log_softmax(1)
-    return -log_p.gather(1, part.targets[rows, None])[:, 0]
+def _losses(lm, held, raw):
+    """Return each held-out token's loss, given the output matrix's results of a part's keys as a function."""
+    losses = []
+    with frozen(lm.module):
+        for part in held:
+            for rows in row_chunks(len(part.targets), lm.head.out_features):
+                logits = lm.finish(_among(part, raw(part, part.keys[rows])), part.among)
+                losses.append(-logits.float().log_softmax(1).gather(1, part.targets[rows, None])[:, 0])
+    return torch.cat(losses).cpu().double()

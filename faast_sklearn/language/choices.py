@@ -57,7 +57,6 @@ class ChoiceScorer(ExchangePass):
         self.choices = _checked(choices)
         super().__init__(lm)
         self.prompts = prompts
-        self.n_features = len(self.choices)
         self._ids = {}  # tokens of the answers, by turn: a callable template may use several turns
         self._options = set(inspect.signature(type(lm.module).forward).parameters)
         # transformers 5.24 renamed the key-value cache and warns about the old name.
@@ -163,12 +162,10 @@ class ChoiceScorer(ExchangePass):
     def _answers(self, turn):
         if turn not in self._ids:
             answers = self.prompts.answers(self.choices, turn)
-            limit = self.lm.limit
             for k, answer in enumerate(answers):
                 if not answer:
                     raise InputError(f"choices[{k}], {self.choices[k]!r}, has no tokens; leave it out.")
-                if limit is not None and len(answer) > limit - (not self.lm.encoder_decoder):
-                    raise InputError(f"choices[{k}] has {len(answer)} tokens, and the model reads {limit}; shorten it.")
+                self.prompts.refuse_long(answer, f"choices[{k}]")
             self._ids[turn] = answers
         return self._ids[turn]
 

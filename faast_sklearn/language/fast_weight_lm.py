@@ -8,6 +8,7 @@ import torch
 
 from faast_sklearn.backbones import backbone
 from faast_sklearn.backbones.handle import as_handle
+from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError
 from faast_sklearn.language.fast_weights import FastWeights
@@ -81,7 +82,7 @@ class FastWeightLM:
         dtype: Any = "auto",
     ) -> None:
         check_settings(target=target, solver=solver, alpha=alpha, memory_weight=memory_weight)
-        opened = hasattr(model, "finish_logits")
+        opened = isinstance(model, LanguageModel)
         self.model = model if opened else as_handle(model).open_language_model(device, dtype)
         self.target = "embedding" if self.model.readouts is not None else target
         self._settings: dict[str, Any] = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}

@@ -5,44 +5,11 @@ from typing import Any
 
 import torch
 
+from faast_sklearn.backbones.transformers.text import pad_rows
+
 __all__ = ["decoder_inputs", "pad_rows"]
 
 _IGNORED = -100  # label that transformers ignores
-
-
-def pad_rows(rows: Sequence, fill: int, side: str = "right") -> tuple:
-    """Pad rows of token ids to the longest.
-
-    Parameters
-    ----------
-    rows : sequence of n sequences of int
-    fill : int
-    side : {"right", "left"}, default="right"
-        Where padding goes; "left" for prompts that a decoder continues.
-
-    Returns
-    -------
-    ids : tensor of shape (n, t), int64
-    mask : tensor of shape (n, t), int64
-        1 for real tokens.
-
-    Examples
-    --------
-    >>> from faast_sklearn.language.padding import pad_rows
-    >>> pad_rows([[5], [6, 7]], 0, "left")
-    (tensor([[0, 5],
-            [6, 7]]), tensor([[0, 1],
-            [1, 1]]))
-    """
-    width = max(map(len, rows), default=0)
-    ids = torch.full((len(rows), width), fill, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        if len(row):
-            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-            ids[i, where] = torch.as_tensor(row, dtype=torch.long)
-            mask[i, where] = 1
-    return ids, mask
 
 
 def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:

@@ -70,15 +70,12 @@ def observe(
     lengths = where.sum(1)
     output = token_moments(lm, target, keys, wanted, weights)
     middle = [_middle_moments(lm, k, part, where) for k, part in enumerate(states)]
-    moments = LanguageMoments(output, middle, _reserve(lm, digests, keys, wanted, lengths), len(where))
+    device = moments_device(lm.device)
+    reserve = Reserve.of_tokens(digests, keys.to(device), wanted.to(device), lengths.tolist())
+    moments = LanguageMoments(output, middle, reserve, len(where))
     rows = torch.arange(len(where), device=where.device).repeat_interleave(lengths)
     bad = torch.zeros(len(where), device=keys.device).index_add_(0, rows, (~torch.isfinite(keys).all(1)).float())
     return Observation(moments, bad == 0)
-
-
-def _reserve(lm, digests, keys, targets, lengths):
-    device = moments_device(lm.device)
-    return Reserve.of_tokens(digests, keys.to(device), targets.to(device), lengths.tolist())
 
 
 def _middle_moments(lm, k, states, where):
@@ -139,15 +136,15 @@ class _AnswerPass(ExchangePass):
             ids, mask = pad_rows([item.prompt for item in items], self.lm.pad_id)
             inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_inputs(self.lm, answers)}
             targets, where = pad_rows(answers, self.lm.pad_id)
-            return Batch((inputs, where.bool(), targets, digests), len(items), lengths, self.lm.limit)
-        rows = [(*item.prompt, *item.answer) for item in items]
-        ids, mask = pad_rows(rows, self.lm.pad_id)
-        targets, where = pad_rows([row[1:] for row in rows], self.lm.pad_id)
-        targets, where = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (targets, where))
-        if self.learn_from == "answer":
-            for i, item in enumerate(items):
-                where[i, : len(item.prompt) - 1] = 0
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        else:
+            rows = [(*item.prompt, *item.answer) for item in items]
+            ids, mask = pad_rows(rows, self.lm.pad_id)
+            targets, where = pad_rows([row[1:] for row in rows], self.lm.pad_id)
+            targets, where = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (targets, where))
+            if self.learn_from == "answer":
+                for i, item in enumerate(items):
+                    where[i, : len(item.prompt) - 1] = 0
+            inputs = {"input_ids": ids, "attention_mask": mask}
         return Batch((inputs, where.bool(), targets, digests), len(items), lengths, self.lm.limit)
 
     def _on_device(self, batch):
@@ -208,8 +205,6 @@ class LikelihoodPass(_AnswerPass):
     ``forward`` returns, for each sample, the sum of its tokens' log-probabilities (natural logarithm), the number of
     tokens, and the number of tokens that the model ranks first; shape (n, 3).
     """
-
-    n_features = 3
 
     def __init__(self, lm: Any, weights: Any, learn_from: Literal["answer", "all"] = "answer") -> None:
         super().__init__(lm, learn_from)

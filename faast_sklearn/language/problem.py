@@ -151,7 +151,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
     def trial(alpha, start, most=None):
         held = []
         for part, spectrum in zip(parts, spectra, strict=True):
-            directions = residual_directions(part.learnt, spectrum, factor, solver, alpha, lm.logit_scale)
+            directions = residual_directions(part.learnt, spectrum, factor, solver, alpha, lm.finish.scale)
             held.append(part.learning(directions, None if most is None else max(1, most // len(parts))))
         return best_weights(lm, held, start) if automatic else (start, losses_at(lm, held, start))
 
@@ -178,7 +178,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, among, base, hold_out):
             learnt, spectrum = parts[0].learnt, spectra[0]
         else:
             learnt, spectrum = output, key_spectrum(output.memory)
-        found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.logit_scale)
+        found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.finish.scale)
         condition = key_condition(spectrum, learnt.n_tokens, solver, alpha)
         _warn(condition, learnt.memory, solver, alpha)
         reader, shift = found.reader[:, None], second * found.shift[None]
@@ -252,17 +252,12 @@ def _left_out(lm, moments, target, among=None, base=None, single=False):
         parts = [part.learning(total - part.learnt) for part in parts]
     else:
         # The reserve has all tokens. Adding up the other parts, instead of subtracting, keeps few tokens as few rows.
-        rest = [_sum([other.learnt for other in parts if other is not part]) for part in parts]
-        parts = [part.learning(learnt) for part, learnt in zip(parts, rest, strict=True)]
+        others = [[other.learnt for other in parts if other is not part] for part in parts]
+        parts = [part.learning(functools.reduce(operator.add, o)) for part, o in zip(parts, others, strict=True)]
     if among is None:
         return parts
     chosen = torch.tensor(sorted(among), device=lm.device)
     return [part for part in (part.choosing(chosen) for part in parts) if len(part.targets)]
-
-
-def _sum(moments):
-    """Add up moments, without a neutral element to start from."""
-    return functools.reduce(operator.add, moments)
 
 
 class WeightProblem(Stateful):
@@ -283,8 +278,8 @@ class WeightProblem(Stateful):
         "solved": Maybe(SolvedWeights.record()),
         "target": OneOf(*TARGETS),
         "solver": OneOf("ridge", "pinv"),
-        "alpha": OneOf("auto", fields=(Number(0),)),
-        "memory_weight": OneOf("auto", fields=(Number(0),)),
+        "alpha": OneOf("auto", field=Number(0)),
+        "memory_weight": OneOf("auto", field=Number(0)),
         "among": Maybe(Listed(Integer())),
         "base": Maybe(FastWeights.record()),
         "hold_out": Boolean(),

@@ -8,7 +8,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
+from faast_sklearn.backbones.transformers.text import (
+    n_known_tokens,
+    refuse_unknown_tokens,
+    special_tokens,
+    token_rows,
+)
 from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.inputs.samples import as_samples
 from faast_sklearn.language.exchanges import Exchange, Exchanges
@@ -72,7 +77,7 @@ class Prompts:
         self._start = getattr(lm.tokenizer, "bos_token_id", None)
         if self._start is None:
             self._start = lm.pad_id if self._eos is None else self._eos
-        self._prefix = [] if lm.encoder_decoder else self._special_prefix()
+        self._prefix = [] if lm.encoder_decoder else special_tokens(self._tokenize)[0]
         self._joins_space = not lm.encoder_decoder and self._adds_space()
         ends = [*lm.eos_ids, *([] if self._eos is None else [self._eos]), *self._turn_end(template)]
         self.stop_ids = tuple(dict.fromkeys(ends))
@@ -110,7 +115,7 @@ class Prompts:
             answers = self._answers(targets[start : start + _TEXTS_A_CALL], turns)
             for k, (source, prompt, answer, turn) in enumerate(zip(some, prompts, answers, turns, strict=True)):
                 i = start + k
-                self._refuse_long(answer, f"y[{i}]")
+                self.refuse_long(answer, f"y[{i}]")
                 prompt, length = self._fit(source, prompt, len(answer), i)
                 exchanges.append(prompt, answer, length, turn)
         return exchanges
@@ -247,7 +252,8 @@ class Prompts:
             )
         return fits, length
 
-    def _refuse_long(self, answer, name):
+    def refuse_long(self, answer: list, name: str) -> None:
+        """Raise InputError for an answer that the model cannot read, whatever is left of the prompt."""
         limit = self.lm.limit
         if limit is not None and len(answer) > limit - (not self.lm.encoder_decoder):
             raise InputError(
@@ -257,16 +263,9 @@ class Prompts:
 
     def _tokenize(self, texts, special=False):
         with _lock:
-            encoded = self.lm.tokenizer(
-                texts,
-                add_special_tokens=special,
-                padding=False,
-                truncation=False,
-                return_attention_mask=False,
-                verbose=False,
-            )
-        self._refuse_unknown(encoded["input_ids"])
-        return encoded["input_ids"]
+            rows = token_rows(self.lm.tokenizer, texts, special)
+        self._refuse_unknown(rows)
+        return rows
 
     def _refuse_unknown(self, rows):
         refuse_unknown_tokens(rows, self._known, type(getattr(self.lm, "module", None)).__name__)
@@ -274,14 +273,6 @@ class Prompts:
     def _with_prefix(self, ids):
         n = len(self._prefix)
         return ids if ids[:n] == self._prefix else [*self._prefix, *ids]
-
-    def _special_prefix(self):
-        """Find the special tokens that the tokenizer writes before a text."""
-        (bare,), (whole,) = self._tokenize(["a"]), self._tokenize(["a"], special=True)
-        for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start : start + len(bare)] == bare:
-                return whole[:start]
-        return []
 
     def _adds_space(self):
         (ids,) = self._tokenize(["a"])

@@ -110,9 +110,7 @@ class Reserve(Stateful):
             rows = slice(start, start + length, max(1, step))
             samples.append(Sample(key, keys[rows], targets[rows]))
             start += length
-        kept = cls.of(samples)
-        # Views would keep the whole batch in memory.
-        return cls([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)
+        return cls.of(samples)._each(torch.clone)  # views would keep the whole batch in memory
 
     @classmethod
     def of(cls, samples: Any, bound: Any = _NEVER) -> Any:
@@ -165,8 +163,10 @@ class Reserve(Stateful):
 
     def to(self, device: Any) -> Any:
         """Return the same samples on ``device``."""
-        moved = [Sample(s.digest, s.keys.to(device), s.targets.to(device)) for s in self.samples]
-        return Reserve(moved, self.bound)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change):
+        return Reserve([Sample(s.digest, change(s.keys), change(s.targets)) for s in self.samples], self.bound)
 
     def __add__(self, other):
         if not isinstance(other, Reserve):
@@ -232,5 +232,4 @@ class Reserve(Stateful):
         lengths = [length for some, _ in told for _, length in some]
         parts = zip(digests, keys.split(lengths), targets.split(lengths), strict=True) if lengths else ()
         kept = Reserve.of([Sample(*part) for part in parts], min(bound for _, bound in told))
-        # Views would keep all ranks' tokens in memory.
-        return Reserve([Sample(s.digest, s.keys.clone(), s.targets.clone()) for s in kept.samples], kept.bound)
+        return kept._each(torch.clone)  # views would keep all ranks' tokens in memory

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from faast_sklearn.errors import InputError
+from faast_sklearn.errors import InputError, shortened
 
 __all__ = ["Rendered", "Turn", "chat_turn", "renderer"]
 
@@ -159,8 +159,8 @@ def _custom(template, lm):
             isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in result
         ):
             raise InputError(
-                f"template returned {type(result).__name__} {str(result)[:60]!r}, expected a str or a list of messages "
-                "{'role': ..., 'content': ...}."
+                f"template returned {type(result).__name__} {shortened(str(result))}, expected a str or a list of "
+                "messages {'role': ..., 'content': ...}."
             )
         if not chat:
             if lm.encoder_decoder or not getattr(lm.tokenizer, "chat_template", None):
@@ -206,6 +206,6 @@ class _Chat:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # templates are programs and may raise anything
             raise InputError(
-                f"the tokenizer's chat template cannot write {str(messages)[:80]}: {type(error).__name__}: {error}. "
-                "Pass a format string or a function as template."
+                f"the tokenizer's chat template cannot write {shortened(messages, 80)}: {type(error).__name__}: {error}"
+                ". Pass a format string or a function as template."
             ) from error

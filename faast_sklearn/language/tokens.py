@@ -135,8 +135,8 @@ def token_moments(
     with frozen(lm.module):
         for part in row_chunks(n, vocabulary):
             raw = raw_logits(lm, keys[part], weights)
-            logits = lm.finish_logits(raw).float()
-            slope = lm.logit_slope(raw)
+            logits = lm.finish(raw).float()
+            slope = lm.finish.slope(raw)
             log_p = logits.log_softmax(1)
             at = targets[part, None]
             loss -= log_p.gather(1, at).sum(dtype=loss.dtype)
@@ -186,7 +186,7 @@ def next_token_log_probabilities(lm: Any, states: torch.Tensor, targets: torch.T
     log_p, correct = [], []
     with frozen(lm.module):
         for part in row_chunks(len(states), lm.head.out_features):
-            logits = lm.finish_logits(raw_logits(lm, states[part], weights)).float()
+            logits = lm.finish(raw_logits(lm, states[part], weights)).float()
             log_p.append(logits.log_softmax(1).gather(1, targets[part, None])[:, 0])
             correct.append(logits.argmax(1) == targets[part])
     return torch.cat(log_p).clone(), torch.cat(correct).clone()

@@ -20,7 +20,7 @@ import safetensors.torch
 
 from faast_sklearn.errors import SavedFileError, refuse_missing_parent
 
-__all__ = ["ABANDONED", "digest_of_file", "read_archive", "replaced", "sync_folder", "write_archive"]
+__all__ = ["ABANDONED", "digest_of_file", "read_archive", "replaced", "sync_file", "sync_folder", "write_archive"]
 
 _FORMAT = "faast_sklearn"
 _VERSION = 2
@@ -176,14 +176,19 @@ def replaced(path: os.PathLike) -> Iterator[Any]:
         mode = (path if path.exists() else temporary).stat().st_mode & 0o777
         yield temporary
         os.chmod(temporary, mode)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def sync_file(path: Any) -> None:
+    """Write what the system holds of a file to the disk."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Any) -> None:

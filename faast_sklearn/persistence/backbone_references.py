@@ -13,7 +13,7 @@ import torch
 
 from faast_sklearn.backbones import backbone
 from faast_sklearn.backbones.handle import as_handle
-from faast_sklearn.errors import FaastError, SavedFileError
+from faast_sklearn.errors import FaastError, SavedFileError, shortened
 from faast_sklearn.persistence.fields import Options
 from faast_sklearn.persistence.stored_weights import STORED, open_stored, store_weights
 
@@ -80,13 +80,13 @@ def unpack_backbone(node: Any, source: Any) -> Any:
         return open_stored(node, source)
     plain = isinstance(node, str)
     if not plain and not (isinstance(node, dict) and node.keys() == {"spec", "options"} and type(node["spec"]) is str):
-        raise source.wrong(f"is {str(node)[:60]}, expected the name of a backbone")
+        raise source.wrong(f"is {shortened(node)}, expected the name of a backbone")
     spec, options = (node, {}) if plain else (node["spec"], Options().unpack(node["options"], source))
     reason = _why_not(spec, options)
     if reason is not None:
         raise SavedFileError(
-            f"the saved file asks for {reason} as its backbone, {spec[:80]!r}, which load does not open: pass the "
-            "backbone, load(path, backbone=...)."
+            f"the saved file asks for {reason} as its backbone, {shortened(spec, 80)}, which load does not open: pass "
+            "the backbone, load(path, backbone=...)."
         )
     try:
         return spec if plain else backbone(spec, **options)

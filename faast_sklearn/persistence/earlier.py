@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from faast_sklearn.errors import SavedFileError
+from faast_sklearn.errors import SavedFileError, shortened
 
 __all__ = ["as_of_today"]
 
@@ -50,7 +50,7 @@ def _without_knobs(kind, node, gone):
     for name, unused in gone.items():
         if parameters.get(name, unused) != unused:
             raise SavedFileError(
-                f"this file was saved with {name}={str(parameters[name])[:60]}, which this version does not have; fit "
+                f"this file was saved with {name}={shortened(parameters[name])}, which this version does not have; fit "
                 "again without it."
             )
     if parameters.get("normalize", False) not in (True, False):

@@ -6,7 +6,7 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 
 from faast_sklearn.backbones.identity import weight_summary
-from faast_sklearn.errors import FaastError, SavedFileError, SavedFileWarning
+from faast_sklearn.errors import FaastError, SavedFileError, SavedFileWarning, shortened
 from faast_sklearn.persistence.earlier import as_of_today
 from faast_sklearn.persistence.fields import Listed, Number, Record, Text
 from faast_sklearn.persistence.foreign import read_foreign, write_foreign
@@ -16,6 +16,7 @@ __all__ = ["pack_estimator", "register", "unpack_estimator"]
 
 _kinds = {}  # name -> class of this library
 _PASSED = ("passthrough", "drop")
+_ESTIMATOR = {"kind", "class", "parameters", "state", "weights"}
 _SUMMARY = Record(dict, structure=Text(), dtype=Text(), digest=Text(), sample=Listed(Number()))
 
 
@@ -95,12 +96,12 @@ def unpack_estimator(node: Any, source: Any, given: dict, cls=None) -> Any:
         return _unpack_pipeline(node, source, given)
     if kind == "skops" and node.keys() == {"kind", "data", "parts"}:
         return _unpack_foreign(node, source, given)
-    if not isinstance(kind, str) or kind not in _kinds or node.keys() != {*_ESTIMATOR}:
-        raise source.wrong(f"holds {str(kind)[:60]!r}, which is not an estimator that this version knows")
+    if not isinstance(kind, str) or kind not in _kinds or node.keys() != _ESTIMATOR:
+        raise source.wrong(f"holds {shortened(kind)}, which is not an estimator that this version knows")
     node, base = as_of_today(kind, node), _kinds[kind]
     if cls is None and node["class"] is not None:
         raise SavedFileError(
-            f"this file was saved by {str(node['class'])[:100]!r}, a class outside this library; load it with that "
+            f"this file was saved by {shortened(node['class'], 100)}, a class outside this library; load it with that "
             "class, CLASS.from_pretrained(path)."
         )
     if cls is not None and not issubclass(cls, base):
@@ -116,11 +117,9 @@ def unpack_estimator(node: Any, source: Any, given: dict, cls=None) -> Any:
             _restore(estimator, base, node["state"], source)
         if node["weights"] is not None:
             with source.at("weights"):
-                estimator._saved_backbone = _as_summary(_SUMMARY.unpack(node["weights"], source))
+                summary = _SUMMARY.unpack(node["weights"], source)
+                estimator._saved_backbone = {**summary, "sample": list(summary["sample"])}
     return estimator
-
-
-_ESTIMATOR = ("kind", "class", "parameters", "state", "weights")
 
 
 def _restore(estimator, base, node, source):
@@ -135,10 +134,6 @@ def _restore(estimator, base, node, source):
         estimator._restore_state(attributes)
     except (KeyError, ValueError) as error:
         raise source.wrong(f"does not fit together: {error}") from error
-
-
-def _as_summary(parts):
-    return {**parts, "sample": list(parts["sample"])}
 
 
 def _weights_of(estimator):
@@ -208,11 +203,8 @@ def _unpack_pipeline(node, source, given):
 
 def _pack_foreign(estimator, out):
     with out.at("skops"):
-        name, parts = write_foreign(estimator, out, _is_ours)
-    packed = []
-    for i, part in enumerate(parts):
-        with out.at(i):
-            packed.append(pack_estimator(part, out))
+        name, parts = write_foreign(estimator, out, lambda part: _base_of(part) is not None)
+    packed = out.each(parts, lambda part: pack_estimator(part, out))
     return {"kind": "skops", "data": name, "parts": packed}
 
 
@@ -221,15 +213,8 @@ def _unpack_foreign(node, source, given):
         raise source.wrong("is not a step that skops wrote")
     if not node["parts"]:
         _refuse_parameters(given, ())
-    parts = []
-    for i, part in enumerate(node["parts"]):
-        with source.at(i):
-            parts.append(unpack_estimator(part, source, given))
+    parts = source.each(node["parts"], lambda part: unpack_estimator(part, source, given))
     return read_foreign(node["data"], source, parts)
-
-
-def _is_ours(estimator):
-    return _base_of(estimator) is not None
 
 
 def _base_of(estimator):

@@ -114,26 +114,25 @@ class Text(Field):
 
 
 class OneOf(Field):
-    """One of a few JSON values, or a value of the first of ``fields``."""
+    """One of a few JSON values, or a value of ``field``."""
 
-    def __init__(self, *values: Any, fields: Any = ()) -> None:
-        self.values, self.fields = values, fields
+    def __init__(self, *values: Any, field: Any = None) -> None:
+        self.values, self.field = values, field
 
     def pack(self, value: Any, out: Any) -> Any:
-        """Write one of the values as it is, anything else by the first field."""
-        for known in self.values:
-            if type(value) is type(known) and value == known:
-                return value
-        return self.fields[0].pack(value, out)
+        """Write one of the values as it is, anything else by the field."""
+        return value if self._holds(value) else self.field.pack(value, out)
 
     def unpack(self, node: Any, source: Any) -> Any:
         """Read it."""
-        for known in self.values:
-            if type(node) is type(known) and node == known:
-                return node
-        if not self.fields:
+        if self._holds(node):
+            return node
+        if self.field is None:
             raise source.wrong(f"is {shortened(node)}, expected one of {', '.join(map(repr, self.values))}")
-        return self.fields[0].unpack(node, source)
+        return self.field.unpack(node, source)
+
+    def _holds(self, value):
+        return any(type(value) is type(known) and value == known for known in self.values)
 
 
 class Maybe(Field):
@@ -182,21 +181,13 @@ class Listed(Field):
 
     def pack(self, value: Any, out: Any) -> Any:
         """Write them in order."""
-        packed = []
-        for i, one in enumerate(value):
-            with out.at(i):
-                packed.append(self.field.pack(one, out))
-        return packed
+        return out.each(value, lambda one: self.field.pack(one, out))
 
     def unpack(self, node: Any, source: Any) -> Any:
         """Read them in order."""
         if not isinstance(node, list):
             raise source.wrong(f"is {shortened(node)}, expected a list")
-        values = []
-        for i, one in enumerate(node):
-            with source.at(i):
-                values.append(self.field.unpack(one, source))
-        return tuple(values)
+        return tuple(source.each(node, lambda one: self.field.unpack(one, source)))
 
     def to_host(self, value: Any) -> Any:
         """Return what the field makes of each."""
@@ -258,14 +249,6 @@ class Record(Field):
 
     def unpack(self, node: Any, source: Any) -> Any:
         """Read the parts, check that their shapes match, and make the object."""
-        parts = self.unpack_parts(node, source)
-        try:
-            return self.make(**parts)
-        except ValueError as error:
-            raise source.wrong(f"does not fit together: {error}") from error
-
-    def unpack_parts(self, node: Any, source: Any) -> Any:
-        """Return the parts by name."""
         if not isinstance(node, dict) or node.keys() != self.parts.keys():
             found = sorted(node) if isinstance(node, dict) else shortened(node)
             raise source.wrong(f"is {found}, expected {sorted(self.parts)}")
@@ -280,4 +263,7 @@ class Record(Field):
                         for letter, length in inner.lengths(one):
                             if lengths.setdefault(letter, length) != length:
                                 raise source.wrong(f"has an axis of length {length}, expected {lengths[letter]}")
-        return values
+        try:
+            return self.make(**values)
+        except ValueError as error:
+            raise source.wrong(f"does not fit together: {error}") from error

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from faast_sklearn.errors import SavedFileError
+from faast_sklearn.errors import SavedFileError, shortened
 from faast_sklearn.persistence.arrays import Array, Labels
 from faast_sklearn.persistence.backbone_references import pack_backbone, unpack_backbone
 
@@ -99,13 +99,12 @@ def _pack(value, out):
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": _pack_each(value, out)}
+        return {"tuple" if isinstance(value, tuple) else "list": out.each(value, lambda one: _pack(one, out))}
     if hasattr(value, "to_diff_dict"):  # transformers' GenerationConfig; a dict of its settings does the same
         return _pack(value.to_diff_dict(), out)
     if isinstance(value, Mapping):
-        return {
-            "dict": [[_pack(key, out), one] for key, one in zip(value, _pack_each(value.values(), out), strict=True)]
-        }
+        values = out.each(value.values(), lambda one: _pack(one, out))
+        return {"dict": [[_pack(key, out), one] for key, one in zip(value, values, strict=True)]}
     if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         if array.dtype.kind in "biuf":
@@ -115,19 +114,11 @@ def _pack(value, out):
     raise _Missing("a function" if callable(value) else f"a {type(value).__name__}")
 
 
-def _pack_each(values, out):
-    packed = []
-    for i, value in enumerate(values):
-        with out.at(i):
-            packed.append(_pack(value, out))
-    return packed
-
-
 def _unpack(node, source):
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
     if not isinstance(node, dict) or len(node) != 1:
-        raise source.wrong(f"is {str(node)[:60]}, expected a parameter")
+        raise source.wrong(f"is {shortened(node)}, expected a parameter")
     ((kind, value),) = node.items()
     if kind == "float" and value in ("inf", "-inf", "nan"):
         return float(value)
@@ -144,4 +135,4 @@ def _unpack(node, source):
             return {_unpack(key, source): _unpack(one, source) for key, one in value}
         except TypeError:
             raise source.wrong("has a key that no dict can have") from None
-    raise source.wrong(f"is {str(node)[:60]}, expected a parameter")
+    raise source.wrong(f"is {shortened(node)}, expected a parameter")

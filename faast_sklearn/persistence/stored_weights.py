@@ -14,8 +14,8 @@ import safetensors.torch
 from faast_sklearn.backbones import backbone
 from faast_sklearn.backbones.bundled import BUNDLED
 from faast_sklearn.backbones.handle import as_handle
-from faast_sklearn.errors import SavedFileError
-from faast_sklearn.persistence.archive import ABANDONED, digest_of_file, sync_folder
+from faast_sklearn.errors import SavedFileError, shortened
+from faast_sklearn.persistence.archive import ABANDONED, digest_of_file, sync_file, sync_folder
 from faast_sklearn.persistence.fields import Options
 
 __all__ = ["STORED", "open_stored", "remove_others", "store_weights"]
@@ -61,7 +61,9 @@ def store_weights(value: Any, folder: Path) -> dict:
             f"the weights of {handle!r} cannot be stored: that works for 'bundled:', 'timm:' and 'hf:' without "
             "trust_remote_code. Save without backbone=True, and pass the backbone to load."
         )
-    _refuse_places(handle, options)
+    places = _places(options)
+    if places:
+        raise SavedFileError(f"the weights of {handle!r} cannot be stored: its option {places[0]} is a path.")
     for left in folder.glob(".backbone-*.part"):
         if time.time() - left.stat().st_mtime > ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
@@ -80,7 +82,7 @@ def store_weights(value: Any, folder: Path) -> dict:
             safetensors.torch.save_file(tensors, part / _TIMM_FILE)
         files = _digests(part)
         for file in files:
-            _sync(part / file)
+            sync_file(part / file)
         return {STORED: _put_in_place(part, folder, files), "spec": spec, "options": Options().pack(options, None)}
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -120,7 +122,7 @@ def open_stored(node: Any, source: Any) -> Any:
     if spec == "hf":
         return backbone(f"hf:{place.resolve()}", **options)
     if not _TIMM_NAME.match(spec) or _TIMM_FILE not in files:
-        raise source.wrong(f"is {spec[:60]!r}, expected a model")
+        raise source.wrong(f"is {shortened(spec)}, expected a model")
     return backbone(spec, weights=str(place.resolve() / _TIMM_FILE), **options)
 
 
@@ -128,12 +130,6 @@ def _places(options):
     """Return the names of options that are paths: strings with a separator, and ``base_config``."""
     paths = [name for name, value in options.items() if isinstance(value, str) and ("/" in value or os.sep in value)]
     return [*paths, *(name for name in ("base_config",) if options.get(name) is not None)]
-
-
-def _refuse_places(handle, options):
-    places = _places(options)
-    if places:
-        raise SavedFileError(f"the weights of {handle!r} cannot be stored: its option {places[0]} is a path.")
 
 
 def remove_others(folder: Any, kept: Any) -> None:
@@ -205,8 +201,3 @@ def _put_in_place(part, folder, files):
         os.replace(part, place)
         sync_folder(folder)
     return {"folder": name, "files": files}
-
-
-def _sync(path):
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())

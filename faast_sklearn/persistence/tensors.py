@@ -1,6 +1,7 @@
 """Writer and reader of a file's tensors, named by their place in the file; errors name the place, too."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from faast_sklearn.errors import SavedFileError
@@ -8,7 +9,26 @@ from faast_sklearn.errors import SavedFileError
 __all__ = ["TensorReader", "TensorWriter"]
 
 
-class TensorWriter:
+class _Placed:
+    """Knows the place in the file of what is being written or read."""
+
+    def __init__(self):
+        self._place = []
+
+    def at(self, name: Any) -> Any:
+        """Return a context manager that appends ``name`` to the place."""
+        return _Place(self._place, name)
+
+    def each(self, values: Any, handle: Callable[[Any], Any]) -> list:
+        """Return what ``handle`` makes of each value, at the place of its number."""
+        made = []
+        for i, value in enumerate(values):
+            with self.at(i):
+                made.append(handle(value))
+        return made
+
+
+class TensorWriter(_Placed):
     """Collects the tensors of a file that is being written.
 
     Parameters
@@ -28,29 +48,20 @@ class TensorWriter:
     """
 
     def __init__(self, moments: bool = True, weights_folder: os.PathLike | None = None) -> None:
+        super().__init__()
         self.moments = moments
         self.weights_folder = weights_folder
         self.tensors, self.weights, self.backbones = {}, set(), False
-        self._place = []
-
-    @property
-    def place(self) -> Any:
-        """Place of the current value in the file."""
-        return ".".join(self._place)
 
     def put(self, tensor: Any) -> Any:
         """Add a tensor under the name of the current place; return the name."""
-        name = self.place
+        name = ".".join(self._place)
         # A copy: a view would be written with all of its storage.
         self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
-    def at(self, name: Any) -> Any:
-        """Return a context manager that appends ``name`` to the place."""
-        return _Place(self._place, name)
 
-
-class TensorReader:
+class TensorReader(_Placed):
     """Gives out the tensors of a file that is being read, each once; errors say which value is wrong.
 
     Parameters
@@ -61,9 +72,9 @@ class TensorReader:
     """
 
     def __init__(self, tensors: dict, folder: os.PathLike) -> None:
+        super().__init__()
         self._tensors = dict(tensors)
         self.folder = folder
-        self._place = []
 
     @property
     def left(self) -> Any:
@@ -75,10 +86,6 @@ class TensorReader:
         if not isinstance(name, str) or name not in self._tensors:
             raise self.wrong(f"names no tensor of the file: {name!r}")
         return self._tensors.pop(name)
-
-    def at(self, name: Any) -> Any:
-        """Return a context manager that appends ``name`` to the place."""
-        return _Place(self._place, name)
 
     def wrong(self, what: Any) -> Any:
         """Return an error that says what is wrong with the current value."""

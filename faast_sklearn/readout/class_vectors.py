@@ -44,9 +44,7 @@ class ClassValues(Stateful):
 def check_values(values: Any) -> None:
     """Raise ValueError unless ``values`` is "onehot" or of a type that :func:`class_values` takes."""
     named = isinstance(values, str) and values in ("onehot", "text")
-    if not (
-        named or isinstance(values, Mapping) or (hasattr(values, "__array__") or isinstance(values, (list, tuple)))
-    ):
+    if not (named or isinstance(values, (Mapping, list, tuple)) or hasattr(values, "__array__")):
         raise ValueError(
             f"values must be 'onehot', 'text', an array of shape (n_classes, m) or a dict of labels, got {values!r}."
         )

@@ -14,7 +14,7 @@ from faast_sklearn.readout.calibration import log_shares, temperature
 from faast_sklearn.readout.discriminant import Between
 from faast_sklearn.solvers.gcv import residual_share
 
-__all__ = ["LinearReadout", "discriminant_readout", "score_readout"]
+__all__ = ["LinearReadout", "discriminant_readout", "score_readout", "within_class"]
 
 # Rows scored at once: few enough to stay in the cache between their conversion and their product.
 _BLOCK_ROWS = 1024
@@ -131,7 +131,7 @@ def discriminant_readout(solution: Any, moments: Any) -> "LinearReadout":
     directions = between.directions(moments.sizes, spread / moments.sizes)
     means = fitted @ directions.mixing + directions.offset
     left_out = means - directions.optimism
-    covariance = directions.mixing.T @ _within(fitted, total, moments) @ directions.mixing / (1.0 - leverage) ** 2
+    covariance = directions.mixing.T @ within_class(fitted, total, moments) @ directions.mixing / (1.0 - leverage) ** 2
     log_prior = log_shares(moments)
     inflation = 1.0 / (1.0 - leverage)
     tau = temperature(left_out, covariance, means, log_prior, moments, inflation)
@@ -166,12 +166,12 @@ def score_readout(solution: Any, moments: Any, intercept: bool) -> "LinearReadou
     targets = np.eye(len(shares))
     left_out = targets - (targets - fitted) * inflation
     total = _host64(moments.scatter.quadratic(solution.weights))
-    covariance = _within(fitted, total, moments) * inflation**2
+    covariance = within_class(fitted, total, moments) * inflation**2
     tau = temperature(left_out, covariance, fitted, np.zeros(len(fitted)), moments, inflation)
     return LinearReadout(weights.T.copy(), shift, tau, left_out, inflation)
 
 
-def _within(fitted, total, moments):
+def within_class(fitted: np.ndarray, total: np.ndarray, moments: Any) -> np.ndarray:
     """Return the covariance of ridge scores within classes, (c, c), from their scatter ``Wᵀ T W`` about their mean."""
     centred = fitted - (moments.counts / moments.weight) @ fitted
     within = (total - (centred.T * moments.counts) @ centred) / moments.weight

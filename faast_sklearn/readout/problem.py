@@ -48,10 +48,10 @@ class Settings(Stateful):
 
     _state: ClassVar = {
         "solver": OneOf("ridge", "pinv"),
-        "alpha": OneOf("auto", fields=(Number(0),)),
+        "alpha": OneOf("auto", field=Number(0)),
         "intercept": Boolean(),
         "unit_rows": Boolean(),
-        "prior_strength": OneOf("auto", fields=(Number(0),)),
+        "prior_strength": OneOf("auto", field=Number(0)),
         "choose_layers": Boolean(),
     }
 
@@ -159,7 +159,7 @@ class ReadoutProblem(Stateful):
     @property
     def directions(self) -> Any:
         """The class directions with which ``novelty`` compares rows from ``scales.rows``."""
-        solution = self.solved.solution
+        solution, scales = self.solved.solution, self.scales
         if len(self.moments.classes) < 2:
             raise NotFittedError(
                 "novelty is measured against the means of two classes or more; learn examples of them."
@@ -167,14 +167,14 @@ class ReadoutProblem(Stateful):
         with self._lock:
             if self._directions is None:
                 ridge = self.settings.solver == "ridge"
-                moments = scaled_moments(self.moments, self.scales)
+                moments = scaled_moments(self.moments, scales)
                 self._directions = ClassDirections(moments, solution.alpha if ridge else None)
             return self._directions
 
     @property
     def scales(self) -> FeatureScales:
         """How features were scaled before the solve."""
-        return FeatureScales(self._solved.factors)
+        return FeatureScales(self.solved.factors)
 
     def novelty(self, X: Any) -> Any:
         """Return the novelty of rows X of shape (n, d): an array or tensor, like X, of shape (n,)."""

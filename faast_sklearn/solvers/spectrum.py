@@ -39,13 +39,6 @@ class Spectrum:
         """Mean of all d eigenvalues, zeros included: trace / d."""
         return as_number(self.values.sum(-1)) / self.n_features
 
-    @property
-    def condition(self) -> float:
-        """Ratio of the largest to the smallest of all d eigenvalues; infinite when some are zero."""
-        if len(self.values) < self.n_features:
-            return float("inf")
-        return float(self.values[-1] / self.values[0])
-
 
 def decompose(scatter: Any) -> "Spectrum":
     """Eigendecompose a scatter matrix on whichever side is smaller.

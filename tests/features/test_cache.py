@@ -29,7 +29,6 @@ from faast_sklearn import (
 from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.backbones.modules import ModuleBackbone
 from faast_sklearn.errors import InputError, NonFiniteError, TruncationWarning
-from faast_sklearn.estimators.base import FrozenBackboneMixin
 from faast_sklearn.features.cache import as_cache, directory_store, sample_keys
 
 
@@ -499,18 +498,11 @@ def test_names_of_a_cache_are_one_cache_in_a_process(tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", [Counting(), None])
 def test_anything_else_is_refused_at_fit(wrong, module, rows):
     if module is None:
-        estimator = _Plain()
-        estimator.cache = wrong
         with pytest.raises(ValueError, match="cache must be None, 'memory', a directory or a FeatureCache"):
-            estimator._reader(rows, "", {})
+            FaastClassifier(cache=wrong)._reader(rows, "", {})
         return
     with pytest.raises(ValueError, match="cache must be None, 'memory', a directory or a FeatureCache"):
         features(module, wrong).fit(rows)
-
-
-class _Plain(FrozenBackboneMixin):
-    verbose = 0
-    backbone, device = None, None
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "1 GB"])
@@ -572,7 +564,7 @@ def test_a_search_over_the_classifier_encodes_each_image_once(cache, encoded):
 
 def test_digests_are_of_the_rows_and_the_backbone(rows):
     table = rows.reshape(40, -1)
-    plain = _Plain()._reader(table, "", {})
+    plain = FaastClassifier()._reader(table, "", {})
     one = plain.digest(table)
     assert plain.digest(np.asfortranarray(table)) == plain.digest(table.repeat(2, 0)[::2]) == one
     assert len({one, plain.digest(table[::-1]), plain.digest(table[:-1]), plain.digest(table.astype(np.float32))}) == 4

@@ -358,7 +358,7 @@ def test_cut_texts_add_up_over_streams_that_share_a_report():
     for texts in (["aaaa", "b"], ["cccccc", "dd", "eeee"]):
         list(stream_features(backbone, texts, report=report))
     with pytest.warns(TruncationWarning, match=r"3 of 5 texts.*longest has 6") as caught:
-        report.warn()
+        report.__exit__(None, None, None)
     assert len(caught) == 1
     assert (report.n_samples, report.n_truncated, report.longest, report.limit) == (5, 3, 6, 3)
 
@@ -383,7 +383,8 @@ def test_progress_is_silent_unless_asked_for(capfd):
     threads = set(threading.enumerate())
     collect(Fake(), np.zeros(10))
     assert capfd.readouterr() == ("", "")
-    collect(Fake(), np.zeros(10), verbose=1, description="fit")
+    with Report(verbose=1, description="fit", total=10) as report:
+        collect(Fake(), np.zeros(10), report=report)
     out, err = capfd.readouterr()
     assert out == ""
     assert "fit: 100%" in err
@@ -395,7 +396,7 @@ def test_a_bar_without_tqdm_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     collect(Fake(), np.zeros(2))
     with pytest.raises(MissingDependencyError, match="pip install tqdm"):
-        collect(Fake(), np.zeros(2), verbose=1)
+        Report(verbose=1)
 
 
 def test_grad_mode_is_left_alone():

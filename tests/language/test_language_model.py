@@ -51,7 +51,7 @@ def test_the_parts_are_where_they_are_said_to_be(name, opened):
     ids = torch.randint(4, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(1))
     seen = run(lm, ids)
     with torch.inference_mode():
-        assert torch.allclose(lm.logits(seen["hidden"]), seen["logits"], rtol=1e-5, atol=1e-5)
+        assert torch.allclose(lm.finish(lm.head(seen["hidden"])), seen["logits"], rtol=1e-5, atol=1e-5)
     assert seen["blocks"] == list(range(3 if lm.encoder_decoder else 2))
     names = {id(part): key for key, part in model.named_modules()}
     assert (None if lm.final_norm is None else names[id(lm.final_norm)]) == MODELS[name][1]
@@ -61,7 +61,6 @@ def test_the_parts_are_where_they_are_said_to_be(name, opened):
     # The decoder's embedding reads the decoder's tokens.
     assert lm.embedding(ids).shape[:2] == ids.shape
     assert lm.encoder_decoder == model.config.is_encoder_decoder
-    assert not lm.gguf
     assert lm.readouts is None
 
 
@@ -69,8 +68,8 @@ def test_the_parts_are_where_they_are_said_to_be(name, opened):
 def test_the_slope_is_the_derivative_of_the_logits(name, opened):
     lm = opened(name)
     raw = torch.linspace(-20, 20, VOCABULARY, dtype=torch.float64)[None].requires_grad_()
-    (expected,) = torch.autograd.grad(lm.finish_logits(raw).sum(), raw)
-    slope = lm.logit_slope(raw.detach())
+    (expected,) = torch.autograd.grad(lm.finish(raw).sum(), raw)
+    slope = lm.finish.slope(raw.detach())
     assert torch.allclose(torch.as_tensor(slope, dtype=torch.float64).expand_as(expected), expected)
 
 
@@ -260,7 +259,7 @@ def test_bundled_smollm2_writes_and_leaves_its_reader_as_it_was():
     before = gguf.GGUFReader, gguf.get_tensor_name_map
     lm = backbone("bundled:smollm2-135m").open_language_model("cpu")
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
-    assert (lm.gguf, lm.limit, lm.license) == (True, 8192, "apache-2.0")
+    assert (lm.limit, lm.license) == (8192, "apache-2.0")
     assert lm.head.weight is lm.embedding.weight
     assert lm.tokenizer.decode(lm.eos_ids) == "<|im_end|>"
     with frozen(lm.module):

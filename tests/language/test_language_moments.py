@@ -165,7 +165,7 @@ def test_residual_values_are_the_negative_gradient_of_the_loss(name, opened):
     keys, targets = tokens(lm, 6)
     for i in range(len(keys)):
         h = keys[i : i + 1].clone().requires_grad_()
-        logits = lm.finish_logits(torch.nn.functional.linear(h, lm.head.weight, lm.head.bias))
+        logits = lm.finish(torch.nn.functional.linear(h, lm.head.weight, lm.head.bias))
         loss = torch.nn.functional.cross_entropy(logits, targets[i : i + 1])
         (gradient,) = torch.autograd.grad(loss, h)
         moments = token_moments(lm, "residual", keys[i : i + 1], targets[i : i + 1])
@@ -191,7 +191,7 @@ def test_curvature_is_the_sum_over_tokens(name, most, opened, monkeypatch):
     for h in keys:
         raw = torch.nn.functional.linear(h, E, lm.head.bias).detach().requires_grad_()
         # The logits are functions of their own raw values alone, so the sum's gradient is every slope.
-        logits = lm.finish_logits(raw[None])[0]
+        logits = lm.finish(raw[None])[0]
         (slope,) = torch.autograd.grad(logits.sum(), raw)
         p = logits.detach().softmax(0)
         probability += p

@@ -182,9 +182,6 @@ def test_either_side_gives_one_spectrum(shape):
     projector = a.vectors @ a.vectors.T
     np.testing.assert_allclose(projector, b.vectors @ b.vectors.T, atol=1e-9)
     assert a.mean_value == pytest.approx(float(rows.square().sum()) / 60)
-    singular_values = np.linalg.svd(rows.numpy(), compute_uv=False)
-    condition = np.square(singular_values[0] / singular_values[-1]) if shape[0] >= 60 else np.inf
-    assert a.condition == pytest.approx(condition, rel=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -1,6 +1,5 @@
 """``hf:NAME_OR_PATH``: image encoders, text encoders, language models and dual encoders of transformers."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from faast_sklearn.backbones.images import ImageTransform
@@ -17,7 +16,7 @@ from faast_sklearn.backbones.transformers.text import TextBackbone, token_limit
 from faast_sklearn.backbones.transformers.vision import DualBackbone, TextTower, VisionBackbone, image_reader
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["HuggingFaceBackbone", "language_head", "model_kind"]
+__all__ = ["HuggingFaceBackbone"]
 
 
 _DEFAULTS = {"pooling": "auto", "max_length": None, "truncation": "warn", "layer": None, "tower": "image"}
@@ -30,22 +29,8 @@ _APPLICABLE = {
 }
 
 
-def model_kind(config: Any) -> Literal["dual", "image", "encoder-decoder", "decoder", "encoder"]:
-    """Classify a transformers model by how it gives features.
-
-    Parameters
-    ----------
-    config : transformers.PretrainedConfig
-
-    Returns
-    -------
-    {"dual", "image", "encoder-decoder", "decoder", "encoder"}
-
-    Raises
-    ------
-    BackboneError
-        Audio, video and vision-language generation models.
-    """
+def _model_kind(config):
+    """Classify a transformers model by how it gives features; refuse audio, video and vision-language models."""
     from transformers.models.auto import modeling_auto as auto
 
     kind, architecture = config.model_type, (config.architectures or [""])[0]
@@ -73,28 +58,13 @@ def model_kind(config: Any) -> Literal["dual", "image", "encoder-decoder", "deco
     return "decoder" if causal and not masked else "encoder"
 
 
-def language_head(config: Any) -> str | None:
-    """Name the class that loads a language model with its head, also if the model reads images.
-
-    Parameters
-    ----------
-    config : transformers.PretrainedConfig
-
-    Returns
-    -------
-    str or None
-        None if the model writes no text.
-
-    Raises
-    ------
-    BackboneError
-        As in :func:`model_kind`.
-    """
+def _language_head(config):
+    """Name the class that loads a language model with its head, also if it reads images; None if it writes no text."""
     from transformers.models.auto import modeling_auto as auto
 
     if hasattr(config, "vision_config") and config.model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return "AutoModelForImageTextToText"
-    return _HEADS.get(model_kind(config))
+    return _HEADS.get(_model_kind(config))
 
 
 def _features_module(module, config):
@@ -194,7 +164,7 @@ class HuggingFaceBackbone:
         source = Source(name, revision, local_files_only, gguf_file, trust_remote_code)
         published = _published(source, base_config, dtype)
         config = source.config() if published is None else published.config
-        kind = model_kind(config)
+        kind = _model_kind(config)
         options = {
             "pooling": pooling,
             "max_length": max_length,
@@ -209,7 +179,7 @@ class HuggingFaceBackbone:
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
         settings = read_sentence_settings(source.fetch, device, dtype) if pooling == "auto" else None
         tokenizer = source.tokenizer if published is None else lambda: published.tokenizer
-        return wrap(module, config, tokenizer, source.image_processor, device, dtype, options, settings)
+        return _wrap(module, config, tokenizer, source.image_processor, device, dtype, options, settings)
 
     @classmethod
     def open_language_model(
@@ -255,10 +225,10 @@ class HuggingFaceBackbone:
         published = _published(source, base_config, dtype)
         if published is None:
             config = source.config()
-            head = language_head(config)
+            head = _language_head(config)
             if head is None:
                 raise BackboneError(
-                    f"{source.name!r} is a {config.model_type!r} model, of kind {model_kind(config)!r}, which writes "
+                    f"{source.name!r} is a {config.model_type!r} model, of kind {_model_kind(config)!r}, which writes "
                     "no text; this needs a causal or encoder-decoder language model such as 'bundled:smollm2-135m'."
                 )
             module, tokenizer, readouts = source.model(config, dtype, head), source.tokenizer_if_any(), None
@@ -266,8 +236,7 @@ class HuggingFaceBackbone:
             module, tokenizer = published.module, published.tokenizer
             readouts = published.readouts.to(device, dtype)
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        gguf = gguf_file is not None
-        return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, gguf=gguf, readouts=readouts)
+        return LanguageModel(module, tokenizer, device, dtype, max_length=max_length, readouts=readouts)
 
     @classmethod
     def from_memory(
@@ -297,22 +266,16 @@ class HuggingFaceBackbone:
         -------
         Backbone
         """
-        options = {
-            "pooling": "auto",
-            "max_length": None,
-            "truncation": "warn",
-            "layer": None,
-            "tower": "image",
-        } | options
+        options = _DEFAULTS | options
         config = module.config
-        kind = model_kind(config)
+        kind = _model_kind(config)
         _check_options(kind, config, options)
         whole = kind == "encoder-decoder" and hasattr(module, "get_encoder")
         module = module.get_encoder() if whole else _features_module(module, config)
         name = type(module).__name__
         tokenizer = _part(preprocess, "tokenizer", _is_tokenizer, f"backbone=({name}, tokenizer)")
         processor = _part(preprocess, "image_processor", _is_image_processor, f"backbone=({name}, image_processor)")
-        return wrap(module, config, tokenizer, processor, device, dtype, options, settings)
+        return _wrap(module, config, tokenizer, processor, device, dtype, options, settings)
 
     @classmethod
     def from_sentence_transformer(cls, model: Any, *, device: Any, dtype: Any, **options: Any) -> Any:
@@ -399,43 +362,16 @@ def _check_options(kind, config, options):
         raise TypeError(f"tower={options['tower']!r} is neither 'image' nor 'text'.")
 
 
-def wrap(
-    module: Any,
-    config: Any,
-    tokenizer: Callable[..., Any],
-    image_processor: Callable[..., Any],
-    device: Any,
-    dtype: Any,
-    options: dict,
-    settings: "SentenceSettings | None",
-) -> Any:
-    """Wrap an open module in the backbone that fits it.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    config : transformers.PretrainedConfig
-    tokenizer, image_processor : callable
-        Called without arguments, if needed.
-    device : torch.device
-    dtype : torch.dtype
-    options : dict
-        ``pooling``, ``max_length``, ``truncation``, ``layer``, ``tower``.
-    settings : SentenceSettings or None
-
-    Returns
-    -------
-    Backbone
-    """
-    kind = model_kind(config)
+def _wrap(module, config, tokenizer, image_processor, device, dtype, options, settings):
+    """Wrap an open module in the backbone that fits it; tokenizer and processor are called if they are needed."""
+    kind = _model_kind(config)
     if kind == "image":
         reader = image_reader(image_processor())
         if hasattr(module, "timm_model") and isinstance(reader, ImageTransform):
             return TimmBackbone(module.timm_model, reader, device, dtype)
         return VisionBackbone(module, reader, device, dtype, options["pooling"], options["layer"])
     if kind == "dual":
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config.text_config
-        text_config = getattr(config, "text_config", text_config)
+        text_config = config.text_config if hasattr(config, "text_config") else config.get_text_config()
         text, missing = None, None
         try:
             tokens = tokenizer()

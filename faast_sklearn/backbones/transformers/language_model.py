@@ -33,14 +33,12 @@ class LanguageModel:
     dtype : torch.dtype
     max_length : int, default=None
         Sets ``limit``; by default it is that of model and tokenizer.
-    gguf : bool, default=False
     readouts : Readouts, default=None
 
     Attributes
     ----------
-    module, tokenizer, device, dtype, gguf, readouts
-        As passed. transformers refuses to save a model opened from GGUF. Published FAAST checkpoints have
-        ``readouts``.
+    module, tokenizer, device, dtype, readouts
+        As passed. Published FAAST checkpoints have ``readouts``.
     encoder_decoder : bool
     limit : int or None
         Largest number of tokens of prompt and answer together; in an encoder-decoder, of each. ``None`` if neither
@@ -54,6 +52,8 @@ class LanguageModel:
         before the head, as in BART.
     norm_factor : float
         1, except ``d ** -0.5`` for T5 with tied embeddings.
+    finish : Finish
+        From the output matrix's result to the logits.
     layers : torch.nn.ModuleList
         The decoder's blocks.
     pad_id : int
@@ -92,21 +92,19 @@ class LanguageModel:
         dtype: Any,
         *,
         max_length: int | None = None,
-        gguf: bool = False,
         readouts: Any = None,
     ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
-        self.gguf = gguf
         self.readouts = readouts
         self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
         with quiet_transformers():
             parts = find_architecture(module)
         self.embedding, self.head, self.layers = parts.embedding, parts.head, parts.layers
         self.final_norm, self.norm_factor = parts.final_norm, parts.norm_factor
-        self._finish = parts.finish
+        self.finish = parts.finish
         config = module.config.get_text_config(decoder=True)
         self.limit = token_limit(module, tokenizer, config, max_length, fallback=None)
         self.eos_ids = self._eos_ids()
@@ -116,40 +114,6 @@ class LanguageModel:
         else:
             weights = sum(p.numel() for p in module.parameters())
             self.default_batch_size = 64 if weights < 1e9 else 32 if weights < 4e9 else 8
-
-    def finish_logits(self, raw: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """Turn the output matrix's result into the model's logits: scale, soft cap, bias.
-
-        Parameters
-        ----------
-        raw : torch.Tensor of shape (..., vocabulary)
-        tokens : torch.Tensor of int64, default=None
-            Tokens of the last axis, if it is not the whole vocabulary.
-
-        Returns
-        -------
-        torch.Tensor of the same shape
-        """
-        return self._finish(raw, tokens)
-
-    @property
-    def logit_scale(self) -> Any:
-        """Factor between the output matrix's result and the logits, for values far below the soft cap."""
-        return self._finish.scale
-
-    def logit_slope(self, raw: torch.Tensor) -> Any:
-        """Return the elementwise derivative of :meth:`finish_logits` at ``raw``.
-
-        Parameters
-        ----------
-        raw : torch.Tensor of shape (..., vocabulary)
-
-        Returns
-        -------
-        torch.Tensor of the same shape, or float
-            A float if it is the same for all entries.
-        """
-        return self._finish.slope(raw)
 
     @functools.cached_property
     def reads_mask(self) -> bool:
@@ -169,19 +133,6 @@ class LanguageModel:
         padded = torch.cat([torch.full((1, 3), self.pad_id), ids], 1)
         mask = torch.tensor([[0, 0, 0, 1, 1]])
         return alike(last(ids, torch.ones_like(ids)), last(padded, mask), self.dtype)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of hidden states that enter the output matrix.
-
-        Parameters
-        ----------
-        hidden : torch.Tensor of shape (..., d)
-
-        Returns
-        -------
-        torch.Tensor of shape (..., vocabulary)
-        """
-        return self.finish_logits(self.head(hidden))
 
     def normalise(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the final norm to hidden states, so that they can enter the output matrix.

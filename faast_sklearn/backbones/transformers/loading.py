@@ -98,9 +98,9 @@ class Source:
         """Load the configuration."""
         return self._load("AutoConfig", "configuration")
 
-    def tokenizer(self, **options: Any) -> Any:
+    def tokenizer(self) -> Any:
         """Load the tokenizer."""
-        return self._load("AutoTokenizer", "tokenizer", **options)
+        return self._load("AutoTokenizer", "tokenizer")
 
     def tokenizer_if_any(self) -> Any:
         """Load the tokenizer; None if a local folder holds no tokenizer file."""

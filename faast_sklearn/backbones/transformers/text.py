@@ -16,7 +16,17 @@ from faast_sklearn.backbones.base import Backbone, Batch, alike, as_features, fr
 from faast_sklearn.backbones.inner import unit_length
 from faast_sklearn.errors import BackboneError, InputError
 
-__all__ = ["POOLINGS", "TextBackbone", "n_known_tokens", "pool", "refuse_unknown_tokens", "token_limit"]
+__all__ = [
+    "POOLINGS",
+    "TextBackbone",
+    "n_known_tokens",
+    "pad_rows",
+    "pool",
+    "refuse_unknown_tokens",
+    "special_tokens",
+    "token_limit",
+    "token_rows",
+]
 
 POOLINGS = ("mean", "last", "cls", "max", "mean_sqrt_len", "weighted_mean")
 _UNKNOWN_LENGTH = 1_000_000  # tokenizers without a limit say 1e30
@@ -145,6 +155,56 @@ def refuse_unknown_tokens(rows: Sequence, n_known: int | None, name: str) -> Non
         )
 
 
+def token_rows(tokenizer: Any, texts: list, special: bool) -> list:
+    """Return the token ids of each text, with special tokens or without; nothing is padded or cut."""
+    plain = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False}
+    return tokenizer(texts, add_special_tokens=special, **plain)["input_ids"]
+
+
+def special_tokens(tokenize: Callable[..., Any]) -> tuple:
+    """Return the special tokens before and after a text, given a function ``(texts, special)`` to rows of tokens."""
+    (bare,), (whole,) = tokenize(["a"], special=False), tokenize(["a"], special=True)
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []
+
+
+def pad_rows(rows: Sequence, fill: int, side: str = "right") -> tuple:
+    """Pad rows of token ids to the longest.
+
+    Parameters
+    ----------
+    rows : sequence of n sequences of int
+    fill : int
+    side : {"right", "left"}, default="right"
+        Where padding goes; "left" for prompts that a decoder continues.
+
+    Returns
+    -------
+    ids : tensor of shape (n, t), int64
+    mask : tensor of shape (n, t), int64
+        1 for real tokens.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones.transformers.text import pad_rows
+    >>> pad_rows([[5], [6, 7]], 0, "left")
+    (tensor([[0, 5],
+            [6, 7]]), tensor([[0, 1],
+            [1, 1]]))
+    """
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        if len(row):
+            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, where] = torch.as_tensor(row, dtype=torch.long)
+            mask[i, where] = 1
+    return ids, mask
+
+
 class TextBackbone(Backbone):
     """A frozen text model behind a Hugging Face tokenizer.
 
@@ -212,7 +272,7 @@ class TextBackbone(Backbone):
         self.causal = causal
         # Fast tokenizers keep their padding and truncation as state and must not run in two threads at once.
         self._lock = threading.Lock()
-        self._prefix, self._suffix = self._special_tokens()
+        self._prefix, self._suffix = map(len, special_tokens(self._tokenize))
         if limit <= self._prefix + self._suffix:
             raise BackboneError(f"max_length={limit} leaves no room for text beside the special tokens.")
         pads = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
@@ -328,27 +388,11 @@ class TextBackbone(Backbone):
 
     def _tokenize(self, texts, special=True):
         with self._lock:
-            encoded = self.tokenizer(
-                texts,
-                add_special_tokens=special,
-                padding=False,
-                truncation=False,
-                return_attention_mask=False,
-                verbose=False,
-            )
-        return encoded["input_ids"]
+            return token_rows(self.tokenizer, texts, special)
 
     def _prompt_length(self):
         (row,) = self._tokenize([self.prompt])
         return len(row) - (row[-1] in getattr(self.tokenizer, "all_special_ids", ()))
-
-    def _special_tokens(self):
-        """Count the special tokens before and after a text."""
-        (bare,), (whole,) = self._tokenize(["a"], special=False), self._tokenize(["a"])
-        for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start : start + len(bare)] == bare:
-                return start, len(whole) - start - len(bare)
-        return 0, 0
 
     def _cut(self, row):
         if not row:
@@ -364,12 +408,7 @@ class TextBackbone(Backbone):
         return [*row[:start], *kept, *row[stop:]]
 
     def _pad_rows(self, rows):
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[i, : len(row)] = 1
+        ids, mask = pad_rows(rows, self._pad)
         if self.device.type == "cuda":
             ids, mask = ids.pin_memory(), mask.pin_memory()
         return {"input_ids": ids, "attention_mask": mask}

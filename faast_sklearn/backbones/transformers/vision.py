@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from faast_sklearn.backbones.base import Batch, as_features, frozen
+from faast_sklearn.backbones.base import Batch
 from faast_sklearn.backbones.image_reading import read_image, rounded
 from faast_sklearn.backbones.images import ImageBackbone, ImageTransform
 from faast_sklearn.backbones.inner import repeated_blocks
@@ -116,17 +116,13 @@ class _EitherReader(ImageBackbone):
         inputs = self.processor(images, return_tensors="pt", input_data_format="channels_last")
         return Batch({key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}, len(items))
 
-    def forward(self, batch):
-        with frozen(self.module):
-            if self.processor is None:
-                inputs = {"pixel_values": self.transform(batch.inputs, batch.size, self.device).to(self.dtype)}
-            else:
-                inputs = {
-                    key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
-                    for key, value in batch.inputs.items()
-                }
-            features = self.encode(inputs)
-        return as_features(features)
+    def _inputs(self, batch):
+        if self.processor is None:
+            return {"pixel_values": super()._inputs(batch)}
+        return {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
+            for key, value in batch.inputs.items()
+        }
 
 
 class VisionBackbone(_EitherReader):

@@ -1,5 +1,6 @@
 """The per-sample cache of features: each sample is encoded once, whoever asks."""
 
+import functools
 import numbers
 import os
 import threading
@@ -103,22 +104,18 @@ class FeatureCache:
         where = "" if self.directory is None else f"{str(self.directory)!r}, "
         return f"FeatureCache({where}max_bytes={self.max_bytes})"
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self, *_):
         return self
 
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
+    __copy__ = __deepcopy__ = __sklearn_clone__
 
     def __reduce__(self):
         if self.directory is None:
-            return _memory_cache, (self.max_bytes,)
-        return _directory_cache, (str(self.directory), self.max_bytes)
+            return functools.partial(FeatureCache, max_bytes=self.max_bytes), ()
+        return _shared_cache, (str(self.directory), self.max_bytes)
 
 
-_shared = {}  # value of cache= -> its one cache in this process
+_shared = {}  # (directory or None, max_bytes) -> its one cache in this process
 _shared_lock = threading.Lock()
 
 
@@ -148,10 +145,9 @@ def as_cache(cache: Any) -> "FeatureCache | None":
     if cache is None or isinstance(cache, FeatureCache):
         return cache
     if isinstance(cache, str) and cache == "memory":
-        with _shared_lock:
-            return _shared.setdefault("memory", FeatureCache())
+        return _shared_cache(None, _GIB)
     if isinstance(cache, (str, os.PathLike)) and os.fspath(cache):
-        return _directory_cache(_resolved(cache), None)
+        return _shared_cache(_resolved(cache), 10 * _GIB)
     raise ValueError(f"cache must be None, 'memory', a directory or a FeatureCache, got {cache!r}.")
 
 
@@ -159,12 +155,7 @@ def _resolved(directory):
     return os.path.realpath(os.path.expanduser(os.fspath(directory)))
 
 
-def _memory_cache(max_bytes):
-    return FeatureCache(max_bytes=max_bytes)
-
-
-def _directory_cache(directory, max_bytes):
-    max_bytes = 10 * _GIB if max_bytes is None else max_bytes
+def _shared_cache(directory, max_bytes):
     with _shared_lock:
         key = (directory, max_bytes)
         if key not in _shared:

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -201,10 +200,9 @@ def digest_of_rows(X: Any, threads: int | None = None) -> str:
         return digest.digest()
 
     starts = range(0, len(X), step)
-    # One block of a table is not worth a thread.
-    pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) if len(starts) > 1 else nullcontext()
-    with pool:
-        parts = list(map(block, starts) if len(starts) <= 1 else pool.map(block, starts))
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        # One block of a table is not worth a thread.
+        parts = list((pool.map if len(starts) > 1 else map)(block, starts))
     whole = hashlib.sha256(f"{type(X).__name__} {X.dtype} {tuple(X.shape)}\0".encode())
     whole.update(b"".join(parts))
     return whole.hexdigest()
