@@ -85,7 +85,7 @@ def samples(args):
 def read(backbone, X, cache, views=1):
     """Return features with inner layers, and the name of the backbone that gives them again."""
     if backbone is None:
-        return X, f"rows:maps-{X.shape[1]}"
+        return X, None
     reader = BackboneFeatures(backbone, layers="auto", views=views, cache=cache, verbose=1)
     F = reader.fit_transform(X)
     kind = "maps" if reader._feature_maps else "tokens"
@@ -94,8 +94,9 @@ def read(backbone, X, cache, views=1):
 
 def methods(shots, backbone, views):
     """Yield the name of each method, the features that it reads and the classifier."""
+    last = backbone and "-".join(backbone.split("-")[:2])
     yield "paper", "last", FaastClassifier(solver="pinv", alpha=0.8, normalize=True, fit_intercept=False)
-    yield "`layers='last'`", "last", FaastClassifier()
+    yield "`layers='last'`", "last", FaastClassifier(last)
     yield "default", "all", FaastClassifier(backbone)
     if views:
         yield "two views", "views", FaastClassifier(backbone)
@@ -119,8 +120,7 @@ def scaled(X, rows, widths):
     return np.concatenate([part * np.sqrt(spread[0] / v) for part, v in zip(parts, spread, strict=True)], 1)
 
 
-def cell(features, backbone, y, n_test, shots, draws):
-    widths = list(map(int, backbone.split("-")[1:]))
+def cell(features, backbone, widths, y, n_test, shots, draws):
     found = {}
     for seed in range(draws):
         train, test = train_test_split(np.arange(len(y)), test_size=n_test, stratify=y, random_state=seed)
@@ -163,7 +163,8 @@ def main():
     for name, spec, X, y, n_test in itertools.islice(samples(args), args.sets):
         y = np.asarray(y)
         F, backbone = read(spec, X, args.cache)
-        d = int(backbone.split("-")[1])
+        widths = [F.shape[1]] if backbone is None else list(map(int, backbone.split("-")[1:]))
+        d = widths[0]
         features = {"last": F[:, :d], "all": F}
         if args.views and spec == VISION:
             features["views"], _ = read(spec, X, args.cache, views=2)
@@ -174,7 +175,7 @@ def main():
             if shots is not None and shots > smallest:
                 continue
             share = 1 if shots in (1, 2, 5) else 2 if shots == 16 else 3
-            r = cell(features, backbone, y, n_test, shots, max(args.draws // share, 1))
+            r = cell(features, backbone, widths, y, n_test, shots, max(args.draws // share, 1))
             if not head:
                 say("| shots | " + " | ".join(r) + " |")
                 say("|---" * (len(r) + 1) + "|")

@@ -81,9 +81,9 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         Images: number of views over which features are averaged, in ``fit`` and ``predict`` alike, at the cost of one
         pass per view. 2 adds the mirror image, 3 to 6 add small shifts. Keep 1 if mirroring changes what an image
         shows, as for digits and written text.
-    normalize : bool, default=False
-        Scale features to unit L2 norm, separately for each statistic of each layer. A prior and ``values="text"`` do
-        this too.
+    normalize : bool or "auto", default="auto"
+        Scale features to unit L2 norm, separately for each statistic of each layer. "auto" scales the features of a
+        backbone and leaves ready features as they are. A prior and ``values="text"`` scale them too.
     fit_intercept : bool, default=True
         Centre features and targets. Without an intercept, scores are ``x W``, and their argmax is the prediction.
     class_weight : dict, "balanced" or None, default=None
@@ -187,7 +187,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         prior_strength: float | Literal["auto"] = 0.0,
         layers: int | Literal["auto", "last"] = "auto",
         views: int = 1,
-        normalize: bool = False,
+        normalize: bool | Literal["auto"] = "auto",
         fit_intercept: bool = True,
         class_weight: dict | Literal["balanced"] | None = None,
         batch_size: int | Literal["auto"] = "auto",
@@ -482,7 +482,7 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
     def _learns_unit_rows(self):
         """Whether features are scaled to unit length, which cosines with class vectors need."""
         prior = self._has_values() and (self.prior_strength != 0.0 or isinstance(self.values, str))
-        return bool(prior or self.normalize)
+        return bool(prior or (self.backbone is not None if self.normalize == "auto" else self.normalize))
 
     def _settings_of_statistics(self):
         return {**super()._settings_of_statistics(), "normalize": self._learns_unit_rows()}
@@ -577,9 +577,11 @@ class FaastClassifier(LearningMixin, Persistent, ClassifierMixin, BaseEstimator)
         check_values(self.values)
         check_layers(self.layers)
         check_views(self.views)
-        for name in ("normalize", "fit_intercept"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        automatic = isinstance(self.normalize, str) and self.normalize == "auto"
+        if not automatic and not isinstance(self.normalize, (bool, np.bool_)):
+            raise ValueError(f"normalize must be True, False or 'auto', got {self.normalize!r}.")
+        if not isinstance(self.fit_intercept, (bool, np.bool_)):
+            raise ValueError(f"fit_intercept must be True or False, got {self.fit_intercept!r}.")
         weights = self.class_weight
         balanced = isinstance(weights, str) and weights == "balanced"
         if not (weights is None or balanced or isinstance(weights, Mapping)):

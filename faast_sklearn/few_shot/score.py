@@ -167,14 +167,16 @@ def _scores(estimator, X, y, episodes, n_jobs):
         evaluation = Evaluation(estimator, partial=False)
         reads_layers = evaluation.reads_layers()
         if _is_plain(estimator) and not reads_layers:
-            settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "normalize", "fit_intercept")}
-            return solve_episodes(_unscaled(estimator, X), episodes, **settings)
+            settings = {name: getattr(estimator, name) for name in ("solver", "alpha", "fit_intercept")}
+            normalize = estimator._learns_unit_rows()
+            return solve_episodes(_unscaled(estimator, X), episodes, normalize=normalize, **settings)
         if estimator.backbone is not None and (evaluation.uses_values() or reads_layers):
             # Embedded class names, the scale of logits and the widths of layers come from the backbone, so the
             # estimator keeps it; a cache avoids encoding a sample more than once.
             estimator = clone(estimator).set_params(cache="memory" if estimator.cache is None else estimator.cache)
         elif estimator.backbone is not None:
-            X, estimator = _unscaled(estimator, X), clone(estimator).set_params(backbone=None, cache=None)
+            ready = {"backbone": None, "cache": None, "normalize": estimator._learns_unit_rows()}
+            X, estimator = _unscaled(estimator, X), clone(estimator).set_params(**ready)
         if isinstance(estimator.class_weight, Mapping):  # an episode has only some of the named classes
             weights = named_weights(estimator.class_weight, np.unique(y))
             estimator = clone(estimator).set_params(class_weight=weights)
@@ -185,7 +187,7 @@ def _scores(estimator, X, y, episodes, n_jobs):
 
 def _is_plain(estimator):
     """Whether the parameters of the estimator are such that the batched solve gives the same result."""
-    if type(estimator) is not FaastClassifier or not isinstance(estimator.normalize, (bool, np.bool_)):
+    if type(estimator) is not FaastClassifier:
         return False
     defaults = inspect.signature(FaastClassifier).parameters
     others = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _FOLLOWED}

@@ -164,7 +164,7 @@ STAGES = {
     "read out": (compiled, "discriminant_readout"),
     "score": (LinearReadout, "scores"),
     "probabilities": (LinearReadout, "log_probabilities"),
-    "end a report": (Report, "close"),
+    "end a report": (Report, "__exit__"),
 }
 
 # What a cache in a file adds to one in memory, and what it might be left half-way by.

@@ -86,7 +86,7 @@ def test_layers_come_after_the_features_in_one_pass():
 def test_layers_are_scaled_by_the_moments():
     """As if blocks had been scaled to the last layer's mean variance before they were learnt."""
     module = Blocked()
-    clf = FaastClassifier(module, device="cpu", layers=3).fit(ROWS, Y)
+    clf = FaastClassifier(module, normalize=False, device="cpu", layers=3).fit(ROWS, Y)
     scaled = [part / np.sqrt(part.var(0).mean()) for part in by_hand(module, ROWS)]
     weights = [1.0, 0.4, 0.4, 0.4]  # outputs of such blocks are no feature maps
     own = FaastClassifier().fit(np.concatenate([w * part for w, part in zip(weights, scaled, strict=True)], 1), Y)
@@ -261,7 +261,7 @@ def test_evaluations_equal_refits(kind):
             for k in (0, 1):
                 one = clone(clf).set_params(alpha=alpha).fit(X[folds != k], y[folds != k])
                 solved, scales = one._problem.solved, one._problem.scales
-                F = BackboneFeatures(clf.backbone, device="cpu", layers="auto").fit_transform(X)
+                F = BackboneFeatures(clf.backbone, normalize=True, device="cpu", layers="auto").fit_transform(X)
                 train, test = scales.rows(F[folds != k].astype(float)), scales.rows(F[folds == k].astype(float))
                 V = np.eye(3)[y]
                 shares = V[folds != k].mean(0)

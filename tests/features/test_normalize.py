@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from faast_sklearn import FaastClassifier, merge
+from faast_sklearn import FaastClassifier, load, merge, save
 from faast_sklearn.errors import InputError
 from faast_sklearn.features.normalize import unit_rows
 from faast_sklearn.moments import ClassMoments
@@ -42,6 +42,21 @@ def test_estimators_learn_from_rows_of_unit_length_in_any_split():
     merged = merge([FaastClassifier(normalize=True).fit(X[i:400:2], Y[i:400:2]) for i in range(2)])
     for other in (parts, merged):
         np.testing.assert_allclose(other.predict_proba(X), whole.predict_proba(X), atol=1e-6)
+
+
+def test_features_of_a_backbone_are_scaled_and_ready_ones_are_not(tmp_path):
+    rows = X.astype(np.float32)
+    scaled, plain = FaastClassifier(normalize=True).fit(rows, Y), FaastClassifier(normalize=False).fit(rows, Y)
+    np.testing.assert_array_equal(FaastClassifier().fit(rows, Y).coef_, plain.coef_)
+    module = torch.nn.Flatten()  # on one device, so that all see the same rows
+    clf = FaastClassifier(module, device="cpu").fit(rows, Y)
+    np.testing.assert_allclose(clf.coef_, scaled.coef_, rtol=1e-6, atol=1e-6)
+    kept = FaastClassifier(module, normalize=False, device="cpu").fit(rows, Y)
+    np.testing.assert_allclose(kept.coef_, plain.coef_, rtol=1e-6, atol=1e-6)
+    save(clf, tmp_path / "clf.faast")
+    loaded = load(tmp_path / "clf.faast", backbone=module, device="cpu")
+    assert loaded.normalize == "auto"
+    np.testing.assert_array_equal(loaded.predict_proba(rows), clf.predict_proba(rows))
 
 
 @pytest.mark.parametrize(

@@ -153,12 +153,14 @@ def test_a_backbone_sees_each_sample_once(options):
     images = X.reshape(160, 3, 4, 5)
     sizes = {"n_shot": 2, "n_query": 5, "n_episodes": 10, "random_state": 0}
     expected = few_shot_score(FaastClassifier(**options), X, y, **sizes).scores
+    scaled = few_shot_score(FaastClassifier(normalize=True, **options), X, y, **sizes).scores
     alone, first = CountingBackbone(), CountingBackbone()
     result = few_shot_score(FaastClassifier(alone, device="cpu", **options), images, y, **sizes)
     pipeline = make_pipeline(BackboneFeatures(first, device="cpu"), FaastClassifier(**options))
     piped = few_shot_score(pipeline, images, y, **sizes)
-    assert np.array_equal(result.scores, expected)
+    assert np.array_equal(result.scores, scaled)  # the features of a backbone are scaled
     assert np.array_equal(piped.scores, expected)
+    assert not np.array_equal(scaled, expected)
     assert alone.seen == 160
     assert first.seen <= 161  # one more to see how many features there are
 

@@ -72,7 +72,7 @@ CLASSIFIER_PARAMETERS = {
     ),
     "layers": NO_LAYERS,
     "views": NO_VIEWS,
-    "normalize": refused("l1", "auto", None, 2, [True], says="normalize must be True or False"),
+    "normalize": refused("l1", None, 2, [True], says="normalize must be True, False or 'auto'"),
     "fit_intercept": refused("yes", None, 3, [], np.array([True, False]), says="fit_intercept must be True or False"),
     "class_weight": [
         *refused("even", 3, [1, 2], np.ones(3), says="class_weight must be a dict, 'balanced' or None"),

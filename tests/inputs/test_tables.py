@@ -148,7 +148,7 @@ def test_a_column_of_vectors_is_the_array_of_them(kind):
     np.testing.assert_array_equal(whole.predict_proba(given), whole.predict_proba(X))
     assert clf.partial_fit(given, Y).forget(given, Y).n_samples_seen_ == 24
     assert clf.score(given, Y) == whole.score(X, Y)
-    module = FaastClassifier(torch.nn.Identity(), device="cpu", cache="memory").fit(given, Y)
+    module = FaastClassifier(torch.nn.Identity(), normalize=False, device="cpu", cache="memory").fit(given, Y)
     np.testing.assert_allclose(module.predict_proba(given), whole.predict_proba(X), atol=1e-5)
     np.testing.assert_allclose(BackboneFeatures(torch.nn.Identity(), device="cpu").transform(given), X, rtol=1e-6)
 
