@@ -1,5 +1,5 @@
 """
-A folder of images, ten images a class
+A folder of images, ten images per class
 ======================================
 
 From a folder of your own to a fitted, evaluated, saved and loaded classifier in ten lines; then what it gets right and

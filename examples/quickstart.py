@@ -128,7 +128,7 @@ def save_figure(path, rows, X_test, y_test, predicted):
     seconds.set_yscale("log")
     accuracy.legend(frameon=False, loc="lower right")
     for axes in (accuracy, seconds):
-        axes.set_xlabel("examples a class")
+        axes.set_xlabel("examples per class")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -178,7 +178,7 @@ def grammar():
 
 def markdown(rows):
     lines = [
-        "| | next-token accuracy, % | NLL a token | BLEU | chrF | seconds to learn |",
+        "| | next-token accuracy, % | NLL per token | BLEU | chrF | seconds to learn |",
         "|---|---|---|---|---|---|",
     ]
     for name, accuracy, nll, bleu, chrf, seconds in rows:

@@ -173,7 +173,7 @@ def main():
             say(f"| {shots or 'all'} | {shown} | {r['alpha']:.2g} | {r['milliseconds']:.0f} |")
             gaps.append([r["auto"][0] - r[k][0] for k in ("fixed", "logistic", "paper")])
     gaps = np.array(gaps)
-    say("\n| auto less … | best fixed alpha | best-C logistic | paper |")
+    say("\n| auto minus … | best fixed alpha | best-C logistic | paper |")
     say("|---|---|---|---|")
     say("| mean over cells | " + " | ".join(f"{v:+.2f}" for v in gaps.mean(0)) + " |")
     say("| worst cell | " + " | ".join(f"{v:+.2f}" for v in gaps.min(0)) + " |")

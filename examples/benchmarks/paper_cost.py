@@ -312,7 +312,7 @@ def of_texts(args, name):
         with Spent(device) as answering:
             answer(model, lm, questions)
     set_by_hand = {"epochs": args.epochs, "rate": args.rate} if METHODS["texts"][name] is lora else {}
-    return figures(adapting, kept(), answering, len(questions), **{"NLL a token": nll}, **set_by_hand)
+    return figures(adapting, kept(), answering, len(questions), **{"NLL per token": nll}, **set_by_hand)
 
 
 def rows_of(lm, exchanges):

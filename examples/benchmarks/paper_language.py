@@ -327,7 +327,7 @@ def sentiment(task, args):
                 if (method, shots) == ("in-context", "full"):
                     continue  # no prompt is that long
                 data = "reviews" if args.small else task
-                place = {"data": data, "model": model.name, "method": method, "examples a class": shots}
+                place = {"data": data, "model": model.name, "method": method, "examples per class": shots}
                 measure = functools.partial(sentiment_accuracy, args, model, method, task, shots)
                 yield Cell(place, measure, published(args, task, model.name, method, shots))
 
@@ -456,7 +456,7 @@ def translation_bleu(args, model, method, direction):
     scores = estimator.set_params(learn_from="answer").token_scores(X_test, y_test)
     return {
         "BLEU": text_score(written, y_test, "bleu"),
-        "NLL a token": scores["nll"],
+        "NLL per token": scores["nll"],
         "tested on": len(X_test),
         **learnt_with(method, estimator),
         **memories(method, one),

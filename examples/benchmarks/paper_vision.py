@@ -132,7 +132,7 @@ def cells_of(args):
     for data in ["images" if args.images else "digits"] if args.small else args.data:
         for shots in SHOTS:
             for name, reader in READERS.items():
-                place = {"data": data, "examples a class": shots, "reader": name}
+                place = {"data": data, "examples per class": shots, "reader": name}
                 measure = functools.partial(accuracy, args, data, shots, reader)
                 yield Cell(place, measure, PUBLISHED.get((data, shots, name)))
 

@@ -4,15 +4,16 @@
 
 The data are those of ``auto_alpha.py``, and texts with a column ``intent`` from tab-separated files. In each draw
 classes get the numbers of examples of a row at random; up to 100 of their other examples are test data, weighted so
-that classes have the same shares as in training. Three tables: classes of unequal size beside the usual alternatives;
-how good the probabilities are, beside logistic regression and scikit-learn's calibration, which refits; and what
-unequal weights cost.
+that classes have the same shares as in training. Four tables: classes of unequal size beside the usual alternatives;
+the same with inner layers, on the data of ``accuracy.py``; how good the probabilities are, beside logistic regression
+and scikit-learn's calibration, which refits; and what unequal weights cost.
 """
 
 import argparse
 import warnings
 
 import numpy as np
+from accuracy import read, samples, scaled
 from auto_alpha import CS, datasets, requests, spanned
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -27,6 +28,7 @@ EQUAL = [5, 16, 64]
 MOST_TESTED = 100
 TITLES = {
     "unequal": "Classes of unequal size",
+    "layers": "Classes of unequal size, with inner layers",
     "calibration": "Probabilities: log-loss / expected calibration error in percent",
     "weights": "Weights: accuracy with 300 examples",
 }
@@ -104,6 +106,9 @@ class Ridge:
         return np.where(self.classes_ == self._clf.predict(X)[:, None], 1.0, np.nan)
 
 
+PEERS = {"`RidgeClassifierCV`": Ridge, "logistic, C by CV": LogisticByCV}
+
+
 def methods():
     yield "default", FaastClassifier()
     yield "balanced", FaastClassifier(class_weight="balanced")
@@ -164,7 +169,7 @@ def unequal_table(say, sets, few, long, n_draws):
             gaps.append(_gaps(mean))
     gaps = np.array(gaps)
     say(
-        "\n| the default less … | accuracy, best other column | balanced accuracy, `RidgeClassifierCV` | log-loss, "
+        "\n| the default minus … | accuracy, best other column | balanced accuracy, `RidgeClassifierCV` | log-loss, "
         "logistic, C = 0.05 | log-loss, logistic, C by CV |"
     )
     say("|---|---|---|---|---|")
@@ -182,6 +187,38 @@ def _gaps(mean):
     best = max(values[0] for name, values in mean.items() if name != "default")
     peers = [mean["logistic, C = 0.05"][2], mean["logistic, C by CV"][2]]
     return [ours[0] - best, ours[1] - mean["RidgeClassifierCV"][1], *(ours[2] - loss for loss in peers)]
+
+
+def layers_table(say, args, few, n_draws):
+    """The default with inner layers beside the last one alone, and peers on both."""
+    names = [
+        "default",
+        "`layers='last'`",
+        *(f"{peer}, {which}" for which in ("last", "same features") for peer in PEERS),
+    ]
+    for title, spec, X, y, _ in samples(args):
+        if spec is None:
+            continue
+        F, backbone = read(spec, X, args.cache)
+        widths = list(map(int, backbone.split("-")[1:]))
+        last, y = "-".join(backbone.split("-")[:2]), np.asarray(y)
+        say(f"\n{title}: accuracy / balanced accuracy / log-loss\n")
+        say("| examples | " + " | ".join(names) + " |")
+        say("|---" * (1 + len(names)) + "|")
+        for counts in few:
+            found = []
+            for X_train, y_train, X_test, *rest in draws_of(F, y, counts, n_draws):
+                both, n = np.concatenate([X_train, X_test]), len(X_train)
+                Z, same = both[:, : widths[0]], scaled(both, np.arange(n), widths)
+                row = [
+                    judged(FaastClassifier(backbone).fit(X_train, y_train), X_test, *rest),
+                    judged(FaastClassifier(last).fit(Z[:n], y_train), Z[n:], *rest),
+                ]
+                for read_by in (Z, same):
+                    row += [judged(peer().fit(read_by[:n], y_train), read_by[n:], *rest) for peer in PEERS.values()]
+                found.append(row)
+            if found:
+                say(f"| {str(counts)[1:-1]} | " + " | ".join(map(_shown, np.mean(found, 0))) + " |")
 
 
 def calibration_table(say, sets, n_draws):
@@ -269,11 +306,11 @@ def parse():
 def main():
     args = parse()
     sets = []
-    for one in datasets(args.photos, args.cache):
+    for one in datasets(args.photos, args.cache) if {*args.tables} - {"layers"} else ():
         sets.append(one)
         if args.small:
             break
-    if args.intents and not args.small:
+    if args.intents and not args.small and sets:
         sets.append(intents(args.intents, args.cache))
     few, long, n_draws = (FEW[:2], [], 2) if args.small else (FEW, LONG, args.draws)
     lines = []
@@ -286,9 +323,11 @@ def main():
         say(f"\n### {TITLES[table]}")
         if table == "unequal":
             unequal_table(say, sets, few, long, n_draws)
+        elif table == "layers" and not args.small:
+            layers_table(say, args, few + [row[-8:] for row in long], n_draws)
         elif table == "calibration":
             calibration_table(say, sets, max(n_draws // 2, 1))
-        else:
+        elif table == "weights":
             weights_table(say, sets, n_draws)
     if args.output:
         with open(args.output, "a", encoding="utf-8") as file:

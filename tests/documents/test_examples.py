@@ -77,7 +77,7 @@ def test_quickstart_learns_a_folder_and_draws(photos, tmp_path):
     out = start("quickstart.py", *arguments, cwd=tmp_path, alone=True)
     assert "12 images to learn from, 6 to test on, 2 classes" in out
     rows = re.findall(r"^ *(\w+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+) +[\d.]+$", out, flags=re.MULTILINE)
-    # 500 examples a class are not there, so there is no such row.
+    # 500 examples per class are not there, so there is no such row.
     assert [(shots, n) for shots, n, *_ in rows] == [("2", "4"), ("all", "12")]
     end_to_end = float(re.search(r"accuracy +([\d.]+)", out)[1])
     assert end_to_end == float(rows[-1][2]) == 1.0

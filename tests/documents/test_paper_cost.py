@@ -69,7 +69,7 @@ def test_every_way_of_teaching_a_language_model(cost, tiny_folder, pairs, monkey
     monkeypatch.setattr(cost.paper_language, "SHOWN", 2)
     more = ("--epochs", "12", "--rate", "0.03")
     found = {name: of_texts(cost, tiny_folder, pairs, name, *more) for name in cost.METHODS["texts"]}
-    nll = {name: figures["NLL a token"] for name, figures in found.items()}
+    nll = {name: figures["NLL per token"] for name, figures in found.items()}
     # The formula with all hidden states kept and this library's sums are one memory.
     assert nll["the paper's formula, SVD"] == pytest.approx(nll["the paper's memory"], rel=1e-4)
     for name in ("FaastSeq2Seq()", "LoRA, rank 8"):
@@ -93,7 +93,7 @@ def test_losses_are_those_of_the_estimator(cost, tiny_folder, pairs):
     X, y, X_test, y_test = read("en-de", True, str(pairs), "", Sizes(50, 10))
     seq2seq = FaastSeq2Seq(f"hf:{tiny_folder('llama')}", template=lambda x: plain_prompt("en-de", (), x), device="cpu")
     scores = seq2seq.fit(X, y).token_scores(X_test, y_test)
-    assert found["NLL a token"] == pytest.approx(scores["nll"], rel=1e-4)
+    assert found["NLL per token"] == pytest.approx(scores["nll"], rel=1e-4)
 
 
 def test_every_way_of_learning_features(cost):

@@ -148,7 +148,7 @@ def test_the_full_command_on_local_copies(measured):
             assert figures.get("memories") == (3 if " / paper / " in key else None)
             assert ("strength" in figures) == (" / paper / " in key or " / ours / " in key)
     shown = {task: rows_of(tmp_path / f"paper_{task}.md") for task in tables}
-    beside = {(row["method"], row["examples a class"]): row["published"] for row in shown["sst2"]}
+    beside = {(row["method"], row["examples per class"]): row["published"] for row in shown["sst2"]}
     assert beside[("frozen", "0")] == "74.3"
     assert [beside[("paper", shots)] for shots in ("1", "5", "full")] == ["78.5", "80.8", "87.5"]
     assert beside[("ours", "full")] == ""
@@ -321,7 +321,7 @@ def test_small_runs_on_another_model_and_pairs(paper, tmp_path, monkeypatch):
         assert [row["memories"] for row in rows if row["method"] == "paper"] == ["1"] * (3 if task == "sst2" else 1)
     (row,) = (row for row in rows if row["method"] == "ours")
     assert (row["data"], row["direction"], row["tested on"]) == ("mine.tsv", "de-en", "2")
-    likelihood = {row["method"]: float(row["NLL a token"]) for row in rows}
+    likelihood = {row["method"]: float(row["NLL per token"]) for row in rows}
     assert likelihood["ours"] < likelihood["frozen"]
 
 
@@ -338,7 +338,7 @@ def test_too_few_examples_are_said_in_the_table(paper, copies, tmp_path):
     given = command(copies, tmp_path, "--tasks", "sst2", "--methods", "ours", "--limit", 4)
     cells = paper.main(given)["sst2"]
     assert [key.rpartition(" / ")[2] for key in cells] == ["1", "full"]
-    (row,) = (row for row in rows_of(tmp_path / "paper_sst2.md") if row["examples a class"] == "5")
+    (row,) = (row for row in rows_of(tmp_path / "paper_sst2.md") if row["examples per class"] == "5")
     assert re.fullmatch(r"only \d examples of a class", row["accuracy, %"])
 
 

@@ -71,7 +71,7 @@ NASTY = {
     "bool": lambda X, y: (X > 1, y),
     "rows of zeros": lambda X, y: (X * (np.arange(len(X)) % 2)[:, None], y),
     "far from zero": lambda X, y: (X + 1e8, y),
-    "one row a class": lambda X, y: (X[:8], np.arange(8)),
+    "one row per class": lambda X, y: (X[:8], np.arange(8)),
     "one class": lambda X, y: (X, np.zeros(len(X), int)),
     "one row": lambda X, y: (X[:1], y[:1]),
     "a class of one row": lambda X, y: (X, np.r_[1, np.zeros(len(X) - 1, int)]),
