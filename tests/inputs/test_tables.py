@@ -104,12 +104,14 @@ def test_the_label_that_means_unlabelled_is_said_to(tmp_path):
     data = labelled([0, 1, 0, -1, 1, -1])
     clf = FaastClassifier(MINILM)
     told = r"label\[3\] is -1, which means 'unlabelled' in a ClassLabel column \(2 samples\); drop .*dataset\.filter"
-    for learn in (
+    learners = [
         lambda: clf.fit(data),
-        lambda: clf.fit(data["text"], data["label"]),
         lambda: clf.partial_fit(data),
         lambda: clf.fit(data.to_iterable_dataset()),
-    ):
+    ]
+    if not isinstance(data["label"], list):  # datasets 4: a column knows its dataset
+        learners.append(lambda: clf.fit(data["text"], data["label"]))
+    for learn in learners:
         with pytest.raises(InputError, match=told):
             learn()
     kept = data.filter(lambda row: row["label"] >= 0)
@@ -241,11 +243,10 @@ def test_a_dataset_brings_its_labels_to_score_too():
 def test_a_dataset_that_streams_is_learnt_and_a_dict_of_splits_is_not():
     data = labelled([0, 1] * 4)
     whole = FaastClassifier(MINILM).fit(data)
-    for stream in (
-        data.to_iterable_dataset(),
-        data.to_iterable_dataset(num_shards=2),
-        data.to_iterable_dataset().batch(3),
-    ):
+    streams = [data.to_iterable_dataset(), data.to_iterable_dataset(num_shards=2)]
+    if hasattr(streams[0], "batch"):  # datasets 2.21
+        streams.append(streams[0].batch(3))
+    for stream in streams:
         clf = FaastClassifier(MINILM).fit(stream)
         np.testing.assert_allclose(clf.predict_proba(TEXTS), whole.predict_proba(TEXTS), atol=1e-6)
         with pytest.raises(InputError, match="works in fit and partial_fit but not where"):
