@@ -122,7 +122,7 @@ BAD_PAIRS = {
     "a dict of targets": (["a cat"], {"fr": ["dog"]}, ["y is a dict", "y['KEY']"]),
     "targets in two columns": (["a cat"], frame(a=["x"], b=["y"]), ["y is a DataFrame with 2 columns", "y['NAME']"]),
     "targets of two axes": (["a cat"], np.array([["x", "y"]]), ["y has shape (1, 2)", "y[:, j]"]),
-    "sparse targets": (["a cat"], sp.eye_array(3), ["y is sparse"]),
+    "sparse targets": (["a cat"], sp.csr_array(np.eye(3)), ["y is sparse"]),
     "targets that are read once": (["a cat"], Fresh(lambda: iter(["dog"])), ["read only once"]),
     "a function for targets": (["a cat"], len, ["y is a builtin_function_or_method"]),
 }
