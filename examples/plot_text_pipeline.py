@@ -98,9 +98,9 @@ import matplotlib.pyplot as plt
 
 plt.style.use("tableau-colorblind10")
 fig, ax = plt.subplots(figsize=(6.8, 2.3), layout="constrained")
-for name, values in scores.items():
+for row, (name, values) in enumerate(scores.items()):
     ax.barh(name, values.mean(), xerr=values.std(), color="C0", error_kw={"ecolor": "0.25", "capsize": 3})
-    ax.text(values.mean() + values.std() + 0.015, name, f"{values.mean():.1%}", va="center")
+    ax.text(values.mean() + values.std() + 0.015, row, f"{values.mean():.1%}", va="center")
 ax.axvline(1 / y.nunique(), color="0.45", linestyle=":")
 ax.text(1 / y.nunique(), -0.55, "guessing", color="0.35", ha="center", va="bottom")
 ax.set(xlabel="accuracy, five-fold cross-validation", xlim=(0, 1))

@@ -429,6 +429,7 @@ def lora(args, handle, lm, template, X, y):
             yield model
         finally:
             model.unload()  # its layers were put into the model itself
+            vars(lm.module).pop("peft_config", None)  # peft 0.18 leaves it there
 
     return attached, lambda: sum(p.nbytes for p in trained)
 

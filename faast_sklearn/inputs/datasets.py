@@ -229,15 +229,15 @@ def labelled_batches(stream: Any) -> Iterator[Any]:
     if features is None:
         raise InputError(
             f"X is a {type(stream).__name__} that does not say what its columns are; pass batches of two of them, "
-            "((rows['text'], rows['label']) for rows in X.batch(256))."
+            "((rows['text'], rows['label']) for rows in X.iter(256))."
         )
     column, label = _hf_columns(stream, None, None)
     if label is None:
         raise InputError(
             f"X has no label column among {list(features)}; pass batches, ((rows[{column!r}], rows['LABEL']) for rows "
-            "in X.batch(256))."
+            "in X.iter(256))."
         )
-    for rows in stream.batch(256):
+    for rows in stream.iter(256):
         if is_class_label(stream, label):
             refuse_unlabelled(rows[label], label)
         if isinstance(rows[label][0], (list, np.ndarray)):  # it streams batches already

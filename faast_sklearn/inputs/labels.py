@@ -65,6 +65,8 @@ def check_labels(y: Any, name: Any) -> Any:
         y = column_or_1d(y, warn=True)
         if y.dtype.kind in "OmM":
             _refuse_missing(y, name)
+        if len(y) and isinstance(y[0], bytes):
+            raise TypeError  # as scikit-learn does from 1.7 on; 1.6 only warns
         assert_all_finite(y, input_name=name)
         check_classification_targets(y)
         if y.dtype.kind == "O":

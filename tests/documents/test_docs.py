@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.releases import before
 
 import faast_sklearn
 
@@ -175,6 +176,7 @@ def test_bundled_backbones_are_as_the_table_says(name):
     assert float(row["size on disk"].removesuffix(" MB")) == round(size / 1e6)
 
 
+@pytest.mark.skipif(before("timm", "1.0.24"), reason="this timm names no licences, or makes no models without numbers")
 @pytest.mark.parametrize("row", rows("timm:"), ids=lambda row: row["name"].strip("`"))
 def test_timm_models_are_as_the_table_says(row):
     import timm

@@ -295,10 +295,12 @@ def test_image_folder_says_what_is_wrong(tmp_path):
 
 
 def test_image_folder_takes_every_ending_that_pillow_opens(tmp_path):
-    from PIL import Image
+    from PIL import Image, features
 
     endings = sorted(e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-    assert {".jfif", ".jpe", ".avif", ".jp2", ".tga", ".pgm", ".jpg", ".png", ".webp", ".tiff"} <= set(endings)
+    if "avif" in features.modules:  # Pillow 11.3
+        assert ".avif" in endings
+    assert {".jfif", ".jpe", ".jp2", ".tga", ".pgm", ".jpg", ".png", ".webp", ".tiff"} <= set(endings)
     make_folder(tmp_path, [f"cat/x{ending}" for ending in endings] + [f"dog/X{ending.upper()}" for ending in endings])
     paths, labels = image_folder(tmp_path)
     assert len(paths) == 2 * len(endings)

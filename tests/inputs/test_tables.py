@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 import sklearn
 import torch
+from helpers.releases import before
 from helpers.seq2seq import opened, pairs
 from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.exceptions import NotFittedError
@@ -104,12 +105,14 @@ def test_the_label_that_means_unlabelled_is_said_to(tmp_path):
     data = labelled([0, 1, 0, -1, 1, -1])
     clf = FaastClassifier(MINILM)
     told = r"label\[3\] is -1, which means 'unlabelled' in a ClassLabel column \(2 samples\); drop .*dataset\.filter"
-    for learn in (
+    learners = [
         lambda: clf.fit(data),
-        lambda: clf.fit(data["text"], data["label"]),
         lambda: clf.partial_fit(data),
         lambda: clf.fit(data.to_iterable_dataset()),
-    ):
+    ]
+    if not isinstance(data["label"], list):  # datasets 4: a column knows its dataset
+        learners.append(lambda: clf.fit(data["text"], data["label"]))
+    for learn in learners:
         with pytest.raises(InputError, match=told):
             learn()
     kept = data.filter(lambda row: row["label"] >= 0)
@@ -241,11 +244,10 @@ def test_a_dataset_brings_its_labels_to_score_too():
 def test_a_dataset_that_streams_is_learnt_and_a_dict_of_splits_is_not():
     data = labelled([0, 1] * 4)
     whole = FaastClassifier(MINILM).fit(data)
-    for stream in (
-        data.to_iterable_dataset(),
-        data.to_iterable_dataset(num_shards=2),
-        data.to_iterable_dataset().batch(3),
-    ):
+    streams = [data.to_iterable_dataset(), data.to_iterable_dataset(num_shards=2)]
+    if hasattr(streams[0], "batch"):  # datasets 2.21
+        streams.append(streams[0].batch(3))
+    for stream in streams:
         clf = FaastClassifier(MINILM).fit(stream)
         np.testing.assert_allclose(clf.predict_proba(TEXTS), whole.predict_proba(TEXTS), atol=1e-6)
         with pytest.raises(InputError, match="works in fit and partial_fit but not where"):
@@ -275,6 +277,9 @@ def column_transformers(rest):
 def test_a_column_transformer_has_names(container, rest):
     rows = {"text": TEXTS, "n": [1.0, 2.0, 3.0, 4.0]}
     frame = pl.DataFrame(rows) if container == "polars" else pd.DataFrame(rows, index=[7, 8, 9, 10])
+    if container == "pandas" and before("scikit-learn", "1.7.2"):
+        # It numbers anew the rows of what any transformer makes of one column, which is a Series.
+        frame = frame.reset_index(drop=True)
     expected = BackboneFeatures(MINILM).transform(TEXTS)
     names = [f"words__backbonefeatures{i}" for i in range(384)] + ["remainder__n"] * (rest == "passthrough")
     for transformer in column_transformers(rest):
@@ -283,7 +288,7 @@ def test_a_column_transformer_has_names(container, rest):
         if container != "default":
             assert list(found.columns) == names
         if container == "pandas":
-            assert list(found.index) == [7, 8, 9, 10]
+            assert list(found.index) == list(frame.index)
         np.testing.assert_allclose(np.asarray(found, dtype=float)[:, :384], expected, atol=1e-6)
 
 

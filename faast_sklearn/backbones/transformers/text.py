@@ -132,7 +132,8 @@ def n_known_tokens(module: Any) -> Any:
     try:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        return None
+        # Of the text towers of CLIP and its kin, not all say so, and none of transformers 5.5 but SigLIP's.
+        embedding = getattr(getattr(module, "embeddings", None), "token_embedding", None)
     return getattr(embedding, "num_embeddings", None)
 
 
