@@ -370,7 +370,7 @@ def test_workers_give_what_one_process_gives_with_one_backbone_each(client):
 
     # A module in memory travels with the call, and is opened once for all partitions of a worker.
     model, before = torch.nn.Flatten(), client.run(open_count)
-    found = fd.fit(FaastClassifier(model, device="cpu"), blocks(X, 100), Y)
+    found = fd.fit(FaastClassifier(model, normalize=False, device="cpu"), blocks(X, 100), Y)
     assert all(count - before[worker] <= 1 for worker, count in client.run(open_count).items())
     np.testing.assert_allclose(found.coef_, FaastClassifier().fit(X.astype(np.float32), Y).coef_, rtol=1e-6, atol=1e-9)
 
@@ -430,7 +430,7 @@ class Killer(threading.Thread):
 def test_a_lost_worker_costs_its_own_partitions_and_nothing_else(client, tmp_path):
     n, size, log = 40, 30, tmp_path / "log"
     rows = np.column_stack([np.repeat(np.arange(n), size), X[: n * size]])
-    clf = FaastClassifier(backbone(Logging(log, 0.05)), device="cpu", batch_size=size)
+    clf = FaastClassifier(backbone(Logging(log, 0.05)), normalize=False, device="cpu", batch_size=size)
     killer = Killer(client, lambda victim: sum(pid == victim for _, pid in passes(log)) >= 10)
     killer.start()
     fd.fit(clf, da.from_array(rows, chunks=(size, 65)), Y[: n * size])

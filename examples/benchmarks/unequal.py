@@ -320,10 +320,12 @@ def main():
         lines.append(line)
 
     for table in args.tables:
+        if table == "layers" and args.small:
+            continue
         say(f"\n### {TITLES[table]}")
         if table == "unequal":
             unequal_table(say, sets, few, long, n_draws)
-        elif table == "layers" and not args.small:
+        elif table == "layers":
             layers_table(say, args, few + [row[-8:] for row in long], n_draws)
         elif table == "calibration":
             calibration_table(say, sets, max(n_draws // 2, 1))

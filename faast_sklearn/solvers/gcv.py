@@ -115,8 +115,7 @@ def gcv_ridge(
 
 
 def gcv_tridiagonal(
-    reduced: Any,
-    rotated: np.ndarray,
+    ridge: Any,
     total: float,
     n_samples: float,
     *,
@@ -131,9 +130,7 @@ def gcv_tridiagonal(
 
     Parameters
     ----------
-    reduced : Tridiagonal
-    rotated : ndarray of shape (d, m)
-        From :meth:`Tridiagonal.rotated`.
+    ridge : ReducedRidge
     total, n_samples, n_rows, intercept, prior
         As in :func:`gcv_ridge`.
 
@@ -141,16 +138,17 @@ def gcv_tridiagonal(
     -------
     float
     """
-    values, n_rows = reduced.values, n_rows or n_samples
-    exact = torch.tensor([total - reduced.sums(rotated, 0.0)[0] <= _EXACT * total])
-    rank = torch.tensor([len(values) + float(intercept)])
+    form, n_rows = ridge.form, n_rows or n_samples
+    rank = torch.tensor([len(form.values) + float(intercept)])
+    # Whether the fit is exact matters only if the rank is less than N; the matrix is regular then.
+    exact = torch.tensor([float(rank) < n_samples and total - ridge.sums(0.0)[0] <= _EXACT * total])
 
     def posterior(alphas):
-        penalties = alphas * reduced.mean_value
-        explained, shrinkage = torch.tensor([reduced.sums(rotated, penalty) for penalty in penalties]).T
-        df = (values / (values + torch.as_tensor(penalties)[:, None])).sum(1)
+        penalties = alphas * form.mean_value
+        explained, shrinkage = torch.tensor([ridge.sums(penalty) for penalty in penalties]).T
+        df = (form.values / (form.values + torch.as_tensor(penalties)[:, None])).sum(1)
         scores, n = _criterion(df, total - explained - shrinkage, exact, rank, n_samples, n_rows, intercept)
-        return _posterior(scores, alphas, prior, n * rotated.shape[1])
+        return _posterior(scores, alphas, prior, n * ridge.n_targets)
 
     best = _STRIDE * _least_at(posterior(_RIDGE_ALPHAS[::_STRIDE]), strong=True)
     near = _RIDGE_ALPHAS[max(best - _STRIDE + 1, 0) : best + _STRIDE]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from faast_sklearn.solvers.filters import Solution, solve_cholesky, solve_pinv, solve_ridge
 from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, gcv_tridiagonal, targets_square
 from faast_sklearn.solvers.spectrum import decompose
-from faast_sklearn.solvers.tridiagonal import solve_tridiagonal, tridiagonalise
+from faast_sklearn.solvers.tridiagonal import ReducedRidge, tridiagonalise
 
 __all__ = ["fast_weights", "solve_spectrum"]
 
@@ -57,14 +57,12 @@ def fast_weights(
         if solution is not None:
             return solution
     if solver == "ridge" and (alpha == "auto" or alpha > 0):
-        reduced = moments.once(("tridiagonal", intercept), lambda: tridiagonalise(scatter))
-        if reduced is not None:
-            rotated = reduced.rotated(cross)
-            if alpha == "auto":
-                total = targets_square(moments.counts, intercept)
-                sizes: Any = {"n_rows": moments.n_rows, "intercept": intercept}
-                alpha = gcv_tridiagonal(reduced, rotated, total, moments.n_samples, prior=_ALPHA_PRIOR, **sizes)
-            return solve_tridiagonal(reduced, rotated, alpha)
+        form = moments.once(("tridiagonal", intercept), lambda: tridiagonalise(scatter))
+        # A rank less than N may be due to copies of rows, and without T's inverse only eigenvectors show an exact fit.
+        if form is not None and (form.is_regular or len(form.values) + intercept >= moments.n_samples):
+            solution = _solve_tridiagonal(form, cross, moments, alpha, intercept)
+            if solution is not None:
+                return solution
     spectrum = moments.once(("spectrum", intercept), lambda: decompose(scatter))
     return solve_spectrum(
         spectrum,
@@ -76,6 +74,14 @@ def fast_weights(
         n_samples=moments.n_samples,
         n_rows=moments.n_rows,
     )
+
+
+def _solve_tridiagonal(form, cross, moments, alpha, intercept):
+    ridge = ReducedRidge(form, cross)
+    if alpha == "auto":
+        total, sizes = targets_square(moments.counts, intercept), (moments.n_samples, moments.n_rows)
+        alpha = gcv_tridiagonal(ridge, total, sizes[0], n_rows=sizes[1], intercept=intercept, prior=_ALPHA_PRIOR)
+    return ridge.solution(alpha)
 
 
 def solve_spectrum(

@@ -5,7 +5,9 @@ enough for generalised cross-validation: the degrees of freedom need the eigenva
 
     RSS = tr VᵀV − 2 tr CᵀW + tr WᵀTW = tr VᵀV − tr CᵀW − p ‖W‖²
 
-needs one solve with ``S + p`` per penalty p, O(d c), since ``tr CᵀW`` and ``‖W‖`` are the same for QᵀC and QᵀW.
+needs one solve with ``S + p`` per penalty p, O(d c), since ``tr CᵀW`` and ``‖W‖`` are the same for QᵀC and QᵀW. With
+fewer factor rows F than features, ``T = FᵀF``, the Gram matrix ``FFᵀ = Q S Qᵀ`` is reduced instead, and
+``W = (C − FᵀQ (S + p)⁻¹ QᵀFC) / p``.
 """
 
 from typing import Any
@@ -17,65 +19,67 @@ from scipy.linalg import lapack
 from faast_sklearn.solvers.filters import Solution, condition_of, ridge_filter
 from faast_sklearn.solvers.spectrum import above_rounding
 
-__all__ = ["Tridiagonal", "solve_tridiagonal", "tridiagonalise"]
+__all__ = ["ReducedRidge", "Tridiagonal", "tridiagonalise"]
 
 # With fewer features, eigenvectors cost next to nothing.
 _FEWEST = 128
+# The largest eigenvalue in penalties up to which W is accurate to ten digits although eigenvalues vanish.
+_LARGEST = 1e6
 
 
 class Tridiagonal:
-    """The tridiagonal form of a positive definite matrix, ``T = Q S Qᵀ``.
+    """The tridiagonal form of a scatter matrix or of the Gram matrix of its factor rows.
 
     Solves are in units of the power of four near the largest eigenvalue, so that no square leaves float64.
 
     Parameters
     ----------
-    packed, tau : ndarray of shape (d, d) and (d - 1,)
+    packed, tau : ndarray of shape (r, r) and (r - 1,)
         The reflections that make up Q, as LAPACK's ``dsytrd`` leaves them.
-    diagonal, off : ndarray of shape (d,) and (d - 1,)
+    diagonal, off : ndarray of shape (r,) and (r - 1,)
         Of S.
-    values : torch.Tensor of shape (d,), float64
-        Eigenvalues, ascending.
+    values : torch.Tensor of shape (k,), float64
+        Eigenvalues above rounding, ascending.
+    n_features : int
+        d.
+    rows : ndarray of shape (r, d), optional
+        The factor rows, if S is the form of their Gram matrix.
     """
 
     def __init__(
-        self, packed: np.ndarray, tau: np.ndarray, diagonal: np.ndarray, off: np.ndarray, values: torch.Tensor
+        self,
+        packed: np.ndarray,
+        tau: np.ndarray,
+        diagonal: np.ndarray,
+        off: np.ndarray,
+        values: torch.Tensor,
+        n_features: int,
+        rows: np.ndarray | None = None,
     ) -> None:
-        self.values, self.n_features = values, len(values)
-        self.mean_value = float(values.sum()) / len(values)
+        self.values, self.n_features = values, n_features
+        self.mean_value = float(values.sum()) / n_features
+        self.is_regular = len(values) == n_features
+        self.root = 2.0 ** round(np.log2(float(values[-1])) / 2)
+        self.rows = None if rows is None else rows / self.root
         self._reflections, self._tau = np.asfortranarray(packed[1:, :-1]), tau
-        self._root = 2.0 ** round(np.log2(float(values[-1])) / 2)
-        self._diagonal, self._off = diagonal / self._root / self._root, off / self._root / self._root
+        self._diagonal, self._off = diagonal / self.root / self.root, off / self.root / self.root
 
-    def rotated(self, cross: torch.Tensor) -> np.ndarray:
-        """Return QᵀC for C of shape (d, m); O(d² m)."""
-        return self._rotate(cross.numpy() / self._root, "T")
+    def solved(self, columns: np.ndarray, penalty: float) -> np.ndarray:
+        """Return ``(S + p)⁻¹`` times columns of shape (r, m), both in the units of the solves; O(r m)."""
+        diagonal, off, _ = lapack.dpttrf(self._diagonal + penalty, self._off)
+        return lapack.dpttrs(diagonal, off, columns)[0]
 
-    def solved(self, rotated: np.ndarray, penalty: float) -> np.ndarray:
-        """Return ``(S + p)⁻¹ QᵀC`` given QᵀC; O(d m)."""
-        diagonal, off, _ = lapack.dpttrf(self._diagonal + penalty / self._root / self._root, self._off)
-        return lapack.dpttrs(diagonal, off, rotated)[0]
-
-    def weights(self, solved: np.ndarray) -> torch.Tensor:
-        """Return fast weights of shape (d, m), given ``(S + p)⁻¹ QᵀC``; O(d² m)."""
-        return torch.from_numpy(np.ascontiguousarray(self._rotate(solved, "N")) / self._root)
-
-    def sums(self, rotated: np.ndarray, penalty: float) -> tuple[float, float]:
-        """Return ``tr CᵀW`` and ``p ‖W‖²``, in units of the targets' squares, given QᵀC."""
-        solved = self.solved(rotated, penalty)
-        shrinkage = penalty / self._root / self._root * float(np.vdot(solved, solved))
-        return float(np.vdot(rotated, solved)), shrinkage
-
-    def _rotate(self, columns, transposed):
-        columns = np.array(columns, order="F")
+    def rotated(self, columns: np.ndarray, transposed: bool) -> np.ndarray:
+        """Return Q, or Qᵀ if ``transposed``, times columns of shape (r, m); O(r² m)."""
+        columns, side = np.array(columns, order="F"), "T" if transposed else "N"
         rest = np.asfortranarray(columns[1:])  # Q leaves the first row as it is
-        room = lapack.dormqr("L", transposed, self._reflections, self._tau, rest, -1)[1]
-        columns[1:] = lapack.dormqr("L", transposed, self._reflections, self._tau, rest, int(room[0]))[0]
+        room = lapack.dormqr("L", side, self._reflections, self._tau, rest, -1)[1]
+        columns[1:] = lapack.dormqr("L", side, self._reflections, self._tau, rest, int(room[0]))[0]
         return columns
 
 
 def tridiagonalise(scatter: Any) -> Tridiagonal | None:
-    """Reduce a scatter matrix to tridiagonal form.
+    """Reduce a scatter matrix, or the Gram matrix of its factor rows if these are fewer, to tridiagonal form.
 
     Parameters
     ----------
@@ -84,9 +88,9 @@ def tridiagonalise(scatter: Any) -> Tridiagonal | None:
     Returns
     -------
     Tridiagonal or None
-        At a cost of ``4/3 d³``, without the ``8/3 d³`` or more of the eigenvectors. None where an eigendecomposition is
-        the better choice: on devices other than the CPU, which have no such routine; for few features, or fewer rows
-        than features; and for a matrix with eigenvalues that are zero up to rounding, which must be left out.
+        At a cost of ``4/3 r³`` for a matrix of size r, without the ``8/3 r³`` or more of the eigenvectors. None where
+        an eigendecomposition is the better choice: on devices other than the CPU, which have no such routine; for small
+        matrices; and where nothing varies.
 
     Examples
     --------
@@ -98,36 +102,62 @@ def tridiagonalise(scatter: Any) -> Tridiagonal | None:
     >>> torch.allclose(tridiagonalise(scatter).values, torch.linalg.eigvalsh(scatter.matrix()))
     True
     """
+    if scatter.device.type != "cpu":
+        return None
     d = scatter.n_features
-    if scatter.device.type != "cpu" or scatter.is_small or d < _FEWEST:
+    rows = scatter.factor_rows().numpy() if scatter.is_small else None
+    size = d if rows is None else len(rows)
+    if size < _FEWEST:
         return None
-    matrix = scatter.matrix().numpy().T  # symmetric, and in Fortran's order
-    room = int(lapack.dsytrd_lwork(d, lower=1)[0])
-    packed, diagonal, off, tau, _ = lapack.dsytrd(matrix, lower=1, lwork=room, overwrite_a=1)
+    matrix = scatter.matrix().numpy() if rows is None else rows @ rows.T
+    room = int(lapack.dsytrd_lwork(size, lower=1)[0])
+    # Symmetric, so that its transpose is itself in Fortran's order.
+    packed, diagonal, off, tau, _ = lapack.dsytrd(matrix.T, lower=1, lwork=room, overwrite_a=1)
     values = torch.from_numpy(lapack.dsterf(diagonal, off)[0])
-    if not bool(above_rounding(values, d).all()):
-        return None
-    return Tridiagonal(packed, tau, diagonal, off, values)
+    values = values[above_rounding(values, d)]
+    return Tridiagonal(packed, tau, diagonal, off, values, d, rows) if len(values) else None
 
 
-def solve_tridiagonal(reduced: Tridiagonal, rotated: np.ndarray, alpha: float) -> Solution:
-    """Ridge regression for one ``alpha``; the same minimum as :func:`~faast_sklearn.solvers.solve_ridge`.
+class ReducedRidge:
+    """Ridge regressions of the same targets at any penalty, from a tridiagonal form.
 
     Parameters
     ----------
-    reduced : Tridiagonal
+    form : Tridiagonal
         Of ``KᵀK``.
-    rotated : ndarray of shape (d, m)
-        ``KᵀV``, from :meth:`Tridiagonal.rotated`.
-    alpha : float
-        Relative to the mean eigenvalue.
-
-    Returns
-    -------
-    Solution
-        At a cost of O(d² m).
+    cross : torch.Tensor of shape (d, m)
+        ``KᵀV``.
     """
-    penalty = alpha * reduced.mean_value
-    f = ridge_filter(reduced.values, penalty)
-    weights = reduced.weights(reduced.solved(rotated, penalty))
-    return Solution(weights, float((reduced.values * f).sum()), float(alpha), "tridiagonal", float(condition_of(f)))
+
+    def __init__(self, form: Tridiagonal, cross: torch.Tensor) -> None:
+        self.form, self.n_targets = form, cross.shape[1]
+        self._cross = cross.numpy() / form.root
+        self._square = float(np.vdot(self._cross, self._cross))
+        columns = self._cross if form.rows is None else form.rows @ self._cross
+        self._rotated = form.rotated(columns, transposed=True)
+
+    def sums(self, penalty: float) -> tuple[float, float]:
+        """Return ``tr CᵀW`` and ``p ‖W‖²``, both in units of the targets' squares; O(r m)."""
+        p = penalty / self.form.root / self.form.root
+        solved = self.form.solved(self._rotated, p)
+        along, shrinkage = float(np.vdot(self._rotated, solved)), p * float(np.vdot(solved, solved))
+        if self.form.rows is None:
+            return along, shrinkage
+        return (self._square - along) / p, (self._square - along - shrinkage) / p
+
+    def solution(self, alpha: float) -> Solution | None:
+        """Return the solution for one strength, relative to the mean eigenvalue; O(r² m + r d m).
+
+        It is the minimum that :func:`~faast_sklearn.solvers.solve_ridge` finds. None if eigenvalues vanish and the
+        penalty is so small beside the largest that rounding would be magnified.
+        """
+        form, penalty = self.form, alpha * self.form.mean_value
+        if not form.is_regular and not float(form.values[-1]) <= _LARGEST * penalty:
+            return None
+        p = penalty / form.root / form.root
+        weights = form.rotated(form.solved(self._rotated, p), transposed=False)
+        if form.rows is not None:
+            weights = (self._cross - form.rows.T @ weights) / p
+        f = ridge_filter(form.values, penalty)
+        df, weights = float((form.values * f).sum()), torch.from_numpy(np.ascontiguousarray(weights) / form.root)
+        return Solution(weights, df, float(alpha), "tridiagonal", float(condition_of(f)))

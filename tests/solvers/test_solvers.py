@@ -14,7 +14,7 @@ from faast_sklearn.solvers import decompose, fast_weights, solve_ridge
 from faast_sklearn.solvers.filters import pinv_filter, ridge_filter, solve_cholesky
 from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, targets_square
 from faast_sklearn.solvers.solve import solve_spectrum
-from faast_sklearn.solvers.tridiagonal import solve_tridiagonal, tridiagonalise
+from faast_sklearn.solvers.tridiagonal import ReducedRidge, tridiagonalise
 
 SHAPES = [(12, 40, 3), (39, 40, 3), (40, 40, 3), (41, 40, 3), (300, 10, 2), (300, 10, 5)]
 
@@ -91,9 +91,10 @@ def by_eigenvectors(moments, alpha, intercept):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("c", [2, 40])
-def test_tridiagonal_form_and_eigenvectors_agree(c, intercept, weighted, factor):
-    X, y, w = problem(2500, 150, c, weighted=weighted)
-    X *= np.logspace(0, -2, 150) * factor
+@pytest.mark.parametrize("shape", [(2500, 150), (200, 500)])
+def test_tridiagonal_form_and_eigenvectors_agree(shape, c, intercept, weighted, factor):
+    X, y, w = problem(*shape, c, weighted=weighted)
+    X *= np.logspace(0, -2, shape[1]) * factor
     moments = ClassMoments.from_rows(X, y, w)
     reduced, eigen = fast_weights(moments, intercept=intercept), by_eigenvectors(moments, "auto", intercept)
     assert (reduced.method, eigen.method) == ("tridiagonal", "eigh")
@@ -102,9 +103,10 @@ def test_tridiagonal_form_and_eigenvectors_agree(c, intercept, weighted, factor)
     np.testing.assert_allclose(reduced.weights, eigen.weights, rtol=0, atol=1e-10 * scale)
     assert (reduced.df, reduced.condition) == pytest.approx((eigen.df, eigen.condition), rel=1e-9)
     moments.keep()
-    for alpha in (1e-5, 1.0):  # one reduction serves all strengths
+    for alpha in (1e-9, 1e-3, 1.0):  # one reduction serves all strengths
         kept, eigen = fast_weights(moments, alpha=alpha), by_eigenvectors(moments, alpha, True)
-        assert kept.method == "tridiagonal"
+        # The rows' side divides by the penalty, which must not be tiny.
+        assert kept.method == ("eigh" if shape[0] < shape[1] and alpha < 1e-6 else "tridiagonal")
         scale = float(eigen.weights.abs().max())
         np.testing.assert_allclose(kept.weights, eigen.weights, rtol=0, atol=1e-10 * scale)
 
@@ -123,25 +125,40 @@ def test_tridiagonal_form_chooses_the_strength_of_the_whole_path(copies, noise):
     assert solution.alpha == by_eigenvectors(moments, "auto", intercept).alpha
 
 
-def test_eigenvectors_are_used_where_eigenvalues_vanish():
+@pytest.mark.parametrize("intercept", [True, False])
+def test_a_matrix_of_fewer_rows_than_features_is_reduced_as_it_is(intercept):
+    X, y, _ = problem(300, 320, 4)
+    moments = ClassMoments.from_rows(X, y) - ClassMoments.from_rows(X[:80], y[:80])  # a matrix, no longer rows
+    assert not moments.scatter.is_small
+    solution, eigen = fast_weights(moments, intercept=intercept), by_eigenvectors(moments, "auto", intercept)
+    assert (solution.method, solution.alpha) == ("tridiagonal", eigen.alpha)
+    np.testing.assert_allclose(solution.weights, eigen.weights, rtol=0, atol=1e-9 * float(eigen.weights.abs().max()))
+    assert (solution.df, solution.condition) == pytest.approx((eigen.df, eigen.condition), rel=1e-7)
+
+
+def test_eigenvectors_are_used_where_copies_or_rounding_decide():
     X, y, _ = problem(2500, 150, 3)
     X[:, 7] = X[:, 8]
     moments = ClassMoments.from_rows(X, y)
-    assert tridiagonalise(moments.scatter) is None
     assert fast_weights(moments).method == "eigh"
     assert fast_weights(moments, solver="pinv").method == "eigh"
     assert fast_weights(moments, alpha=0.0).method == "eigh"
+    X, y, _ = problem(140, 400, 3)
+    copies = ClassMoments.from_rows(np.tile(X, (2, 1)), np.tile(y, 2))
+    assert fast_weights(copies).method == "eigh"
+    assert fast_weights(ClassMoments.from_rows(X, y)).method == "tridiagonal"
 
 
-def test_tridiagonal_solves_equal_a_solve_with_the_matrix():
-    X, y, _ = problem(2500, 150, 3)
-    moments = ClassMoments.from_rows(X, y)
-    cross, reduced, alpha = moments.class_sums().T, tridiagonalise(moments.scatter), 0.3
-    penalty = alpha * moments.scatter.trace() / 150
-    expected = torch.linalg.solve(moments.scatter.matrix() + penalty * torch.eye(150, dtype=torch.float64), cross)
-    rotated = reduced.rotated(cross)
-    np.testing.assert_allclose(solve_tridiagonal(reduced, rotated, alpha).weights, expected, rtol=0, atol=1e-12)
-    explained, shrinkage = reduced.sums(rotated, penalty)
+@pytest.mark.parametrize("shape", [(2500, 150), (200, 500)])
+def test_tridiagonal_solves_equal_a_solve_with_the_matrix(shape):
+    X, y, _ = problem(*shape, 3)
+    moments, d = ClassMoments.from_rows(X, y), shape[1]
+    cross, alpha = moments.class_sums().T, 0.3
+    penalty = alpha * moments.scatter.trace() / d
+    expected = torch.linalg.solve(moments.scatter.matrix() + penalty * torch.eye(d, dtype=torch.float64), cross)
+    ridge = ReducedRidge(tridiagonalise(moments.scatter), cross)
+    np.testing.assert_allclose(ridge.solution(alpha).weights, expected, rtol=0, atol=1e-12)
+    explained, shrinkage = ridge.sums(penalty)
     assert explained == pytest.approx(float((cross * expected).sum()), rel=1e-10)
     assert shrinkage == pytest.approx(penalty * float(expected.square().sum()), rel=1e-10)
     K, V = keys(X, y, None, True)
