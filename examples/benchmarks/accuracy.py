@@ -184,7 +184,7 @@ def main():
             say(f"| {shots or 'all'} | " + " | ".join(shown) + " |")
             for other in LOGISTIC:
                 gaps[other].append(r["default"][0] - r[other][0])
-    say("\n| accuracy of the default less that of | mean over cells | worst cell |")
+    say("\n| accuracy of the default minus that of | mean over cells | worst cell |")
     say("|---|---|---|")
     for name, gap in gaps.items():
         say(f"| {name} | {np.mean(gap):+.2f} | {np.min(gap):+.2f} |")
