@@ -159,5 +159,5 @@ class ReducedRidge:
         if form.rows is not None:
             weights = (self._cross - form.rows.T @ weights) / p
         f = ridge_filter(form.values, penalty)
-        df, weights = float((form.values * f).sum()), torch.from_numpy(np.ascontiguousarray(weights) / form.root)
-        return Solution(weights, df, float(alpha), "tridiagonal", float(condition_of(f)))
+        df, W = float((form.values * f).sum()), torch.from_numpy(np.ascontiguousarray(weights) / form.root)
+        return Solution(W, df, float(alpha), "tridiagonal", float(condition_of(f)))
