@@ -1,6 +1,6 @@
 """
 A folder of images, ten images per class
-======================================
+========================================
 
 From a folder of your own to a fitted, evaluated, saved and loaded classifier in ten lines; then what it gets right and
 wrong, how sure it is, and what more examples would bring. The pretrained network comes from a package
