@@ -6,7 +6,7 @@ from typing import Any, Literal
 from faast_sklearn.solvers.filters import Solution, solve_cholesky, solve_pinv, solve_ridge
 from faast_sklearn.solvers.gcv import gcv_pinv, gcv_ridge, gcv_tridiagonal, targets_square
 from faast_sklearn.solvers.spectrum import decompose
-from faast_sklearn.solvers.tridiagonal import ReducedRidge, tridiagonalise
+from faast_sklearn.solvers.tridiagonal import reduced_ridge
 
 __all__ = ["fast_weights", "solve_spectrum"]
 
@@ -57,12 +57,10 @@ def fast_weights(
         if solution is not None:
             return solution
     if solver == "ridge" and (alpha == "auto" or alpha > 0):
-        form = moments.once(("tridiagonal", intercept), lambda: tridiagonalise(scatter))
-        # A rank less than N may be due to copies of rows, and without T's inverse only eigenvectors show an exact fit.
-        if form is not None and (form.is_regular or len(form.values) + intercept >= moments.n_samples):
-            solution = _solve_tridiagonal(form, cross, moments, alpha, intercept)
-            if solution is not None:
-                return solution
+        ridge = moments.once(("tridiagonal", intercept), lambda: reduced_ridge(scatter, cross))
+        solution = None if ridge is None else _solve_reduced(ridge, moments, alpha, intercept)
+        if solution is not None:
+            return solution
     spectrum = moments.once(("spectrum", intercept), lambda: decompose(scatter))
     return solve_spectrum(
         spectrum,
@@ -76,11 +74,15 @@ def fast_weights(
     )
 
 
-def _solve_tridiagonal(form, cross, moments, alpha, intercept):
-    ridge = ReducedRidge(form, cross)
+def _solve_reduced(ridge, moments, alpha, intercept):
+    """Return the solution from a tridiagonal form; None if eigenvectors are needed."""
+    form, n = ridge.form, moments.n_samples
+    # A rank less than N may be due to copies of rows, and without T's inverse only eigenvectors show an exact fit.
+    if not form.is_regular and len(form.values) + intercept < n:
+        return None
     if alpha == "auto":
-        total, sizes = targets_square(moments.counts, intercept), (moments.n_samples, moments.n_rows)
-        alpha = gcv_tridiagonal(ridge, total, sizes[0], n_rows=sizes[1], intercept=intercept, prior=_ALPHA_PRIOR)
+        total = targets_square(moments.counts, intercept)
+        alpha = gcv_tridiagonal(ridge, total, n, n_rows=moments.n_rows, intercept=intercept, prior=_ALPHA_PRIOR)
     return ridge.solution(alpha)
 
 

@@ -19,7 +19,7 @@ from scipy.linalg import lapack
 from faast_sklearn.solvers.filters import Solution, condition_of, ridge_filter
 from faast_sklearn.solvers.spectrum import above_rounding
 
-__all__ = ["ReducedRidge", "Tridiagonal", "tridiagonalise"]
+__all__ = ["ReducedRidge", "Tridiagonal", "reduced_ridge", "tridiagonalise"]
 
 # With fewer features, eigenvectors cost next to nothing.
 _FEWEST = 128
@@ -60,7 +60,7 @@ class Tridiagonal:
         self.mean_value = float(values.sum()) / n_features
         self.is_regular = len(values) == n_features
         self.root = 2.0 ** round(np.log2(float(values[-1])) / 2)
-        self.rows = None if rows is None else rows / self.root
+        self.rows = rows
         self._reflections, self._tau = np.asfortranarray(packed[1:, :-1]), tau
         self._diagonal, self._off = diagonal / self.root / self.root, off / self.root / self.root
 
@@ -118,6 +118,12 @@ def tridiagonalise(scatter: Any) -> Tridiagonal | None:
     return Tridiagonal(packed, tau, diagonal, off, values, d, rows) if len(values) else None
 
 
+def reduced_ridge(scatter: Any, cross: torch.Tensor) -> "ReducedRidge | None":
+    """Reduce a ridge problem for all penalties; None where :func:`tridiagonalise` returns None."""
+    form = tridiagonalise(scatter)
+    return None if form is None else ReducedRidge(form, cross)
+
+
 class ReducedRidge:
     """Ridge regressions of the same targets at any penalty, from a tridiagonal form.
 
@@ -133,7 +139,7 @@ class ReducedRidge:
         self.form, self.n_targets = form, cross.shape[1]
         self._cross = cross.numpy() / form.root
         self._square = float(np.vdot(self._cross, self._cross))
-        columns = self._cross if form.rows is None else form.rows @ self._cross
+        columns = self._cross if form.rows is None else form.rows @ self._cross / form.root
         self._rotated = form.rotated(columns, transposed=True)
 
     def sums(self, penalty: float) -> tuple[float, float]:
@@ -157,7 +163,7 @@ class ReducedRidge:
         p = penalty / form.root / form.root
         weights = form.rotated(form.solved(self._rotated, p), transposed=False)
         if form.rows is not None:
-            weights = (self._cross - form.rows.T @ weights) / p
+            weights = (self._cross - form.rows.T @ weights / form.root) / p
         f = ridge_filter(form.values, penalty)
         df, W = float((form.values * f).sum()), torch.from_numpy(np.ascontiguousarray(weights) / form.root)
         return Solution(W, df, float(alpha), "tridiagonal", float(condition_of(f)))
