@@ -83,18 +83,23 @@ def samples(args):
 
 
 def read(backbone, X, cache, views=1):
-    """Return features with inner layers, and the name of the backbone that gives them again."""
+    """Return features with inner layers, the name of the backbone that gives them again, and widths of blocks."""
     if backbone is None:
-        return X, None
+        return X, None, [X.shape[1]]
     reader = BackboneFeatures(backbone, layers="auto", views=views, cache=cache, verbose=1)
     F = reader.fit_transform(X)
     kind = "maps" if reader._feature_maps else "tokens"
-    return F, "rows:" + "-".join(map(str, [kind, *reader._blocks]))
+    return F, "rows:" + "-".join(map(str, [kind, *reader._blocks])), reader._blocks
+
+
+def last_layer(backbone):
+    """Return the name of a backbone that gives the first block alone."""
+    return "-".join(backbone.split("-")[:2])
 
 
 def methods(shots, backbone, views):
     """Yield the name of each method, the features that it reads and the classifier."""
-    last = backbone and "-".join(backbone.split("-")[:2])
+    last = backbone and last_layer(backbone)
     yield "paper", "last", FaastClassifier(solver="pinv", alpha=0.8, normalize=True, fit_intercept=False)
     yield "`layers='last'`", "last", FaastClassifier(last)
     yield "default", "all", FaastClassifier(backbone)
@@ -162,12 +167,11 @@ def main():
     gaps = {name: [] for name in LOGISTIC}
     for name, spec, X, y, n_test in itertools.islice(samples(args), args.sets):
         y = np.asarray(y)
-        F, backbone = read(spec, X, args.cache)
-        widths = [F.shape[1]] if backbone is None else list(map(int, backbone.split("-")[1:]))
+        F, backbone, widths = read(spec, X, args.cache)
         d = widths[0]
         features = {"last": F[:, :d], "all": F}
         if args.views and spec == VISION:
-            features["views"], _ = read(spec, X, args.cache, views=2)
+            features["views"], *_ = read(spec, X, args.cache, views=2)
         say(f"\n{name}: {len(y)} samples, {len(np.unique(y))} classes, {d} features, {F.shape[1]} with inner layers\n")
         smallest = np.unique(y, return_counts=True)[1].min() * (1 - n_test / len(y))
         head = False

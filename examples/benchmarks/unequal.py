@@ -13,7 +13,7 @@ import argparse
 import warnings
 
 import numpy as np
-from accuracy import read, samples, scaled
+from accuracy import last_layer, read, samples, scaled
 from auto_alpha import CS, datasets, requests, spanned
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -199,9 +199,8 @@ def layers_table(say, args, few, n_draws):
     for title, spec, X, y, _ in samples(args):
         if spec is None:
             continue
-        F, backbone = read(spec, X, args.cache)
-        widths = list(map(int, backbone.split("-")[1:]))
-        last, y = "-".join(backbone.split("-")[:2]), np.asarray(y)
+        F, backbone, widths = read(spec, X, args.cache)
+        last, y = last_layer(backbone), np.asarray(y)
         say(f"\n{title}: accuracy / balanced accuracy / log-loss\n")
         say("| examples | " + " | ".join(names) + " |")
         say("|---" * (1 + len(names)) + "|")
