@@ -132,7 +132,7 @@ def n_known_tokens(module: Any) -> Any:
     try:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        # Of the text towers of CLIP and its kin, not all say so, and none of transformers 5.5 but SigLIP's.
+        # Not all text towers of CLIP models name their embedding; in transformers 5.5 only SigLIP's does.
         embedding = getattr(getattr(module, "embeddings", None), "token_embedding", None)
     return getattr(embedding, "num_embeddings", None)
 
