@@ -125,7 +125,7 @@ def methods(handle, opened, shots):
     settings = SETTINGS[opened.modality]
 
     def closed_form(layers, samples, code):
-        clf = FaastClassifier(handle, layers=layers, device=opened.device).fit(samples, code)
+        clf = FaastClassifier(handle, layers=layers, device=opened.device, dtype="float32").fit(samples, code)
         clf.coef_  # noqa: B018 - it solves when first asked
         return clf
 
@@ -151,7 +151,7 @@ def judged(fit, train, test, device):
 
 
 def table(say, handle, train, test, args):
-    opened = handle.open(args.device)
+    opened = handle.open(args.device, "float32")
     for _, _, fits in methods(handle, opened, 1):
         fits[0](*draw(*train, 1, 0))  # what happens once in a process is not timed
     tested = draw(*test, args.tested, 0)
