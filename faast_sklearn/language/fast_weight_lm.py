@@ -276,6 +276,8 @@ class FastWeightLM:
     def attached(self, *, private: bool = False) -> Iterator[Any]:
         """Attach the fast weights to the transformers model for the time of a block, and yield the model.
 
+        See :meth:`FaastSeq2Seq.attached <faast_sklearn.FaastSeq2Seq.attached>`.
+
         Parameters
         ----------
         private : bool, default=False
