@@ -180,7 +180,7 @@ class FastWeightLM:
         batch_size : int or "auto", default="auto"
             Samples per pass, unless ``input_ids`` is a batch already.
         **inputs
-            Passed to the model with a batch.
+            Tensors; passed to the model with the batch.
 
         Returns
         -------

@@ -1,6 +1,6 @@
 """Token ids that users prepared themselves, as the library's passes read them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def exchanges_of(lm: Any, input_ids: Any, answers: Any = None, attention_mask: A
         if answer is None:
             prompt, answer = prompt[:1], prompt[1:]
         together = len(prompt) if lm.encoder_decoder else len(prompt) + len(answer)
-        _refuse_long(lm, i, max(together, len(answer)))
+        _refuse_long(lm, f"sample {i}", max(together, len(answer)))
         exchanges.append(prompt, answer, together)
     return exchanges
 
@@ -119,9 +119,9 @@ def token_batch(lm: Any, input_ids: Any, attention_mask: Any, labels: Any, input
         _rows(lm, labels.clamp_min(0), "labels")
     if mask.shape != ids.shape or (labels is not None and not lm.encoder_decoder and labels.shape != ids.shape):
         raise InputError("attention_mask and labels need the shape of input_ids.")
-    # Positions that are padding count too, since most models number them.
-    for i, length in enumerate([ids.shape[1], *([] if labels is None else [labels.shape[1]])]):
-        _refuse_long(lm, i, length)
+    # Padding counts too, since most models number its positions.
+    _refuse_long(lm, "a row of input_ids", ids.shape[1])
+    _refuse_long(lm, "a row of labels", 0 if labels is None else labels.shape[1])
     more = {name: _padded(value, 0)[0] for name, value in inputs.items()}
     if lm.encoder_decoder:
         if labels is None:
@@ -141,9 +141,9 @@ def token_batch(lm: Any, input_ids: Any, attention_mask: Any, labels: Any, input
     return Batch(({"input_ids": ids, "attention_mask": mask, **more}, where, targets, digests), len(rows))
 
 
-def _refuse_long(lm, i, length):
+def _refuse_long(lm, what, length):
     if lm.limit is not None and length > lm.limit:
-        raise InputError(f"sample {i} has {length} tokens, and the model reads {lm.limit}; shorten or split it.")
+        raise InputError(f"{what} has {length} tokens, and the model reads {lm.limit}; shorten or split it.")
 
 
 def _digest(row, learnt, encoder_decoder):
@@ -163,6 +163,8 @@ def _padded(rows, fill):
 def _rows(lm, rows, name):
     """Return rows of token ids as lists of int, after checks."""
     refuse_text(rows, name)
+    if isinstance(rows, Mapping):
+        raise InputError(f"{name} is {type(rows).__name__}; unpack it, learn(**encoding).")
     if not hasattr(rows, "__len__") or not len(rows):
         raise InputError(f"{name} is {shortened(rows)}; pass rows of token ids, or a tensor of shape (n, t).")
     rows = [_plain(row) for row in _plain(rows)]
