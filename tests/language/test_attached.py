@@ -216,11 +216,11 @@ def test_passes_of_the_library_leave_no_hooks_in_a_compiled_forward(compile_part
     plain, model = tiny_model("llama"), tiny_model("llama")
     compile_parts(model)
     tokenizer, texts = tiny_tokenizer("decoder"), (["the cat", "a dog ran"] * 4, ["mat", "on"] * 4)
-    seq2seq = FaastSeq2Seq((model, tokenizer), target="residual", **STRONG)
+    seq2seq = FaastSeq2Seq((model, tokenizer), **STRONG)
     with torch.inference_mode():  # as in the library's passes, so that compiled code is taken for the same
         frozen = model(**inputs).logits
         torch.testing.assert_close(frozen, plain(**inputs).logits)
-        wanted = FaastSeq2Seq((plain, tokenizer), target="residual", **STRONG).fit(*texts).token_scores(*texts)
+        wanted = FaastSeq2Seq((plain, tokenizer), **STRONG).fit(*texts).token_scores(*texts)
         assert seq2seq.fit(*texts).token_scores(*texts) == pytest.approx(wanted, rel=1e-5)
         assert torch.equal(model(**inputs).logits, frozen)
 
