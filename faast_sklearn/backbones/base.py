@@ -270,10 +270,10 @@ def uncompiled(module: torch.nn.Module, *, everywhere: bool) -> Iterator[Any]:
     module : torch.nn.Module
     everywhere : bool
         True: always, since other compiled code may contain the module. False: only if the module or a part of it was
-        compiled in place.
+        compiled in place, or its ``forward`` was.
     """
     global _blocks, _stance
-    if not everywhere and not any(getattr(part, "_compiled_call_impl", None) for part in module.modules()):
+    if not everywhere and not any(map(_is_compiled, module.modules())):
         yield
         return
     with _stance_lock:  # all threads share the stance, so the last block to end restores it
@@ -288,6 +288,12 @@ def uncompiled(module: torch.nn.Module, *, everywhere: bool) -> Iterator[Any]:
             _blocks -= 1
             if not _blocks:
                 _stance.__exit__(None, None, None)
+
+
+def _is_compiled(part):
+    # Parts that torch.compile wrapped have a compiled forward, as those with ``part.forward = torch.compile(...)``.
+    forward = getattr(part, "forward", None)
+    return getattr(part, "_compiled_call_impl", None) or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 _flags_lock = threading.Lock()

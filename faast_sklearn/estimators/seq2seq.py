@@ -394,7 +394,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         transformers.PreTrainedModel
             For ``generate``, pipelines and evaluation. Within the block, every pass of the model in every thread has
             these fast weights; this library's estimators use their own. With ``memory_weight=0`` the output is the
-            frozen model's, bit for bit. Code from ``torch.compile`` runs uncompiled. Afterwards, also after an
+            frozen model's, bit for bit. Code from ``torch.compile`` runs uncompiled, also where ``generate`` compiles
+            by itself (static caches). A thread that generates has to end within the block. Afterwards, also after an
             exception, the model is the frozen one again.
         """
         with self._told_if_frozen(self._fast_weight_lm()).attached() as module:

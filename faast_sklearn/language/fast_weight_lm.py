@@ -1,7 +1,10 @@
 """FastWeightLM: a frozen language model that learns token sequences in one pass, without an estimator."""
 
+import functools
+import operator
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -9,12 +12,13 @@ import torch
 from faast_sklearn.backbones import backbone
 from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.backbones.transformers.language_model import LanguageModel
-from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError
+from faast_sklearn.features.loop import stream_features
+from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weights import FastWeights
-from faast_sklearn.language.passes import observe
+from faast_sklearn.language.passes import LearningPass, LikelihoodPass
 from faast_sklearn.language.problem import SolvedWeights, WeightProblem, check_settings
-from faast_sklearn.language.reserve import digest
+from faast_sklearn.language.token_ids import exchanges_of, refuse_text, token_batch
 
 __all__ = ["FastWeightLM"]
 
@@ -29,6 +33,7 @@ class FastWeightLM:
     Parameters
     ----------
     model : LanguageModel, or what :func:`~faast_sklearn.backbone` takes
+        A model in memory needs no tokenizer.
     target : {"residual", "embedding"}, default="residual"
         See :class:`~faast_sklearn.FaastSeq2Seq`. Published checkpoints have memories of their own.
     solver : {"ridge", "pinv"}, default="ridge"
@@ -42,7 +47,7 @@ class FastWeightLM:
     ValueError
         If a parameter has another value.
     BackboneError
-        If the model cannot be opened. It needs no tokenizer.
+        If the model cannot be opened.
 
     Attributes
     ----------
@@ -54,20 +59,22 @@ class FastWeightLM:
     Examples
     --------
     >>> import torch, transformers
-    >>> from faast_sklearn.backbones.transformers.language_model import LanguageModel
     >>> from faast_sklearn.language import FastWeightLM
-    >>> class NoTokens:
-    ...     eos_token_id = 3
     >>> with torch.random.fork_rng():
     ...     _ = torch.manual_seed(0)
     ...     config = transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, n_positions=8, eos_token_id=3)
     ...     gpt2 = transformers.GPT2LMHeadModel(config).eval()
-    >>> lm = FastWeightLM(LanguageModel(gpt2, NoTokens(), torch.device("cpu"), torch.float32), memory_weight=1.0)
+    >>> lm = FastWeightLM(gpt2, memory_weight=1.0, device="cpu")
     >>> ids = torch.tensor([[4, 5, 6, 7, 4, 5, 6], [5, 6, 7, 4, 5, 6, 7]])
     >>> before = lm(input_ids=ids, labels=ids).loss
     >>> _ = lm.learn(input_ids=ids)
     >>> bool(lm(input_ids=ids, labels=ids).loss < before)
     True
+
+    Prompts and answers, as rows of any lengths:
+
+    >>> lm.learn([[4], [5, 6]], answers=[[5, 3], [7, 3]]).n_tokens
+    16
     """
 
     def __init__(
@@ -147,58 +154,99 @@ class FastWeightLM:
 
     def learn(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_ids: Any,
+        attention_mask: Any = None,
+        labels: Any = None,
+        *,
+        answers: Any = None,
+        batch_size: int | Literal["auto"] = "auto",
         **inputs: Any,
     ) -> "FastWeightLM":
         """Learn which token follows which hidden state.
 
+        A tensor is one batch, as transformers take it. Samples of any lengths, rows of ids, are put into batches here.
+
         Parameters
         ----------
-        input_ids : tensor of shape (n, t)
-        attention_mask : tensor of shape (n, t), default=None
+        input_ids : tensor of shape (n, t), or sequence of n sequences of int
+        attention_mask : like input_ids, default=None
             0 for padding, which is not learnt.
-        labels : tensor of shape (n, t), default=None
-            As in transformers. For a decoder, the tokens, with -100 for those not to learn; by default all are learnt.
-            For an encoder-decoder, the answers; required.
+        labels : like input_ids, default=None
+            As in transformers: one batch. For a decoder, the tokens, with -100 for those not to learn; by default all
+            are learnt. For an encoder-decoder, the answers.
+        answers : sequence of n sequences of int, default=None
+            In place of ``labels``: what follows each sample of ``input_ids``, its prompt. Only answers are learnt, as
+            they are: add the end token if the model should learn to stop. Encoder-decoders need answers or labels.
+        batch_size : int or "auto", default="auto"
+            Samples per pass, unless ``input_ids`` is a batch already.
         **inputs
-            Passed to the model.
+            Tensors; passed to the model with the batch.
 
         Returns
         -------
         FastWeightLM
             Itself.
+
+        Raises
+        ------
+        InputError
+            If something is not token ids of this model, is empty or too long, or hidden states are not finite. Nothing
+            has then been learnt.
         """
-        input_ids = torch.as_tensor(input_ids)
-        known = n_known_tokens(self.model.module)
-        for ids in (input_ids, *([] if labels is None else [torch.as_tensor(labels)])):
-            refuse_unknown_tokens(ids.tolist(), known, type(self.model.module).__name__)
-        mask = torch.ones_like(input_ids) if attention_mask is None else torch.as_tensor(attention_mask)
-        labels = None if labels is None else torch.as_tensor(labels)
-        if self.model.encoder_decoder:
-            if labels is None:
-                raise InputError("an encoder-decoder model learns answers; pass their tokens as labels=.")
-            targets, where = labels.clamp_min(0), labels >= 0
-            inputs["decoder_input_ids"] = self.model.module.prepare_decoder_input_ids_from_labels(labels=labels)
-        else:
-            targets, where = torch.zeros_like(input_ids), torch.zeros_like(input_ids, dtype=torch.bool)
-            targets[:, :-1] = input_ids[:, 1:]
-            where[:, :-1] = (mask[:, 1:] > 0) & (mask[:, :-1] > 0)
-            if labels is not None:
-                where[:, :-1] &= labels[:, 1:] >= 0
-        digests = [
-            digest(row[kept > 0].tolist(), target[learnt].tolist())
-            for row, kept, target, learnt in zip(input_ids.cpu(), mask.cpu(), targets.cpu(), where.cpu(), strict=True)
-        ]
-        device = self.device
-        inputs = {"input_ids": input_ids, "attention_mask": mask, **inputs}
-        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-        seen = observe(self.model, inputs, where.to(device), targets.to(device), digests, target=self.target)
-        if not bool(seen.finite.all()):
-            raise InputError(f"hidden states are not finite in {self.model.dtype}; try dtype='float32'.")
-        self.problem = self.problem_of(seen.moments if self.moments is None else self.moments + seen.moments)
+        learner = LearningPass(self.model, self.target)
+        found = self._outputs(learner, input_ids, attention_mask, labels, answers, batch_size, inputs)
+        moments = functools.reduce(operator.add, (seen.moments for seen in found))
+        self.problem = self.problem_of(moments if self.moments is None else self.moments + moments)
         return self
+
+    def token_scores(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        labels: Any = None,
+        *,
+        answers: Any = None,
+        batch_size: int | Literal["auto"] = "auto",
+        **inputs: Any,
+    ) -> dict[str, Any]:
+        """Return the mean loss and the accuracy per token, with the fast weights.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, labels, answers, batch_size, **inputs
+            As in :meth:`learn`; the tokens that it would learn are scored.
+
+        Returns
+        -------
+        dict
+            As of :meth:`FaastSeq2Seq.token_scores <faast_sklearn.FaastSeq2Seq.token_scores>`: ``"nll"``,
+            ``"accuracy"``, ``"n_tokens"``.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`learn`.
+        """
+        scorer = LikelihoodPass(self.model, self.weights)
+        found = self._outputs(scorer, input_ids, attention_mask, labels, answers, batch_size, inputs)
+        total, tokens, correct = sum(rows.double().sum(0) for rows in found).tolist()
+        if not tokens:
+            raise InputError("there is no token to score: each sample is a single token, or labels are all -100.")
+        return {"nll": -total / tokens, "accuracy": correct / tokens, "n_tokens": int(tokens)}
+
+    def _outputs(self, passing, input_ids, attention_mask, labels, answers, batch_size, inputs):
+        """Run a pass over token ids, and yield what it returns for each batch."""
+        if answers is not None and (labels is not None or inputs):
+            raise InputError(f"answers= goes with input_ids alone, without {next(iter(inputs), 'labels')}=.")
+        if answers is None and (torch.is_tensor(input_ids) or labels is not None or inputs):
+            output = passing.forward(token_batch(self.model, input_ids, attention_mask, labels, inputs))
+            if not bool(passing.finite(output).all()):
+                raise InputError(f"hidden states are not finite in {self.model.dtype}; try dtype='float32'.")
+            yield output
+        else:
+            exchanges = exchanges_of(self.model, input_ids, answers, attention_mask)
+            with closing(stream_features(passing, exchanges, batch_size=batch_size)) as stream:
+                yield from (output for _, output in stream)
 
     def problem_of(self, moments: Any, **more: Any) -> "WeightProblem":
         """Return the problem made of moments and the settings of this model; nothing is solved yet.
@@ -228,6 +276,8 @@ class FastWeightLM:
     def attached(self, *, private: bool = False) -> Iterator[Any]:
         """Attach the fast weights to the transformers model for the time of a block, and yield the model.
 
+        See :meth:`FaastSeq2Seq.attached <faast_sklearn.FaastSeq2Seq.attached>`.
+
         Parameters
         ----------
         private : bool, default=False
@@ -238,12 +288,34 @@ class FastWeightLM:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's own ``generate`` with the fast weights; without gradients."""
-        with torch.no_grad(), self.attached() as module:
+        with self._called_with(args, kwargs) as module:
             return module.generate(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the fast weights; without gradients."""
-        with torch.no_grad(), self.attached() as module:
+        with self._called_with(args, kwargs) as module:
             return module(*args, **kwargs)
+
+    @contextmanager
+    def _called_with(self, args, kwargs):
+        refuse_text(next(iter(args), kwargs.get("inputs", kwargs.get("input_ids"))), "input_ids")
+        with torch.no_grad(), self.attached() as module:
+            yield module
+
+    def save_folded(self, folder: str | os.PathLike) -> None:
+        """Write a plain transformers checkpoint with the fast weights in its output matrix.
+
+        Parameters
+        ----------
+        folder : str or path
+            As in :meth:`FaastSeq2Seq.save_folded <faast_sklearn.FaastSeq2Seq.save_folded>`; without a tokenizer if the
+            model has none.
+
+        Raises
+        ------
+        BackboneError
+            If the fast weights cannot be folded, or logits differ.
+        """
+        save_folded(self.model, self.weights, folder)
 
     __call__ = forward

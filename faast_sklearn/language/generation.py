@@ -73,6 +73,8 @@ class Generator(ExchangePass):
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
             "do_sample": False,
+            # With static caches generate compiles the model, and the code would keep the hooks of this pass.
+            "disable_compile": True,
             "pad_token_id": lm.pad_id,
             "eos_token_id": stops or None,
         }

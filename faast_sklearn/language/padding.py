@@ -7,9 +7,9 @@ import torch
 
 from faast_sklearn.backbones.transformers.text import pad_rows
 
-__all__ = ["decoder_inputs", "pad_rows"]
+__all__ = ["IGNORED", "decoder_inputs", "pad_rows"]
 
-_IGNORED = -100  # label that transformers ignores
+IGNORED = -100  # label that transformers ignores
 
 
 def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:
@@ -41,9 +41,9 @@ def decoder_inputs(lm: Any, answers: Sequence) -> torch.Tensor:
     shift = getattr(lm.module, "prepare_decoder_input_ids_from_labels", None)
     if shift is not None and config.pad_token_id is not None:
         # Prefer the model's own shift: mBART, for example, starts with the answer's last token.
-        labels, _ = pad_rows(answers, _IGNORED)
+        labels, _ = pad_rows(answers, IGNORED)
         ids = shift(labels=labels)
-        ids[ids == _IGNORED] = lm.pad_id
+        ids[ids == IGNORED] = lm.pad_id
         return ids
     start = getattr(config, "decoder_start_token_id", None)
     start = config.bos_token_id if start is None else start

@@ -202,7 +202,7 @@ def raw_logits(lm: Any, states: Any, weights: Any = None) -> Any:
 
 
 def row_chunks(n: Any, vocabulary: Any) -> Iterator[Any]:
-    """Yield slices of n rows so small that their logits take at most 64 MB in float32."""
+    """Yield slices of n rows so small that their logits take at most 64 MB in float32; at least one slice."""
     size = max(1, _MOST_LOGITS // vocabulary)
-    for start in range(0, n, size):
+    for start in range(0, max(n, 1), size):
         yield slice(start, start + size)

@@ -83,6 +83,20 @@ def test_layers_come_after_the_features_in_one_pass():
         assert not any(block._forward_hooks for block in module.blocks)
 
 
+def test_a_compiled_forward_is_read_as_the_bare_one():
+    plain, compiled = Blocked(), Blocked()
+    compiled.forward = torch.compile(compiled.forward, backend="eager")
+    rows = torch.from_numpy(ROWS)
+    with torch.inference_mode():  # compiled without hooks, in the mode of the library's passes and for any batch
+        for n in (32, 8, 20):
+            compiled(rows[:n])
+    scores = [
+        FaastClassifier(module, layers="auto", device="cpu").fit(ROWS, Y).decision_function(TEST)
+        for module in (plain, compiled)
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
 def test_layers_are_scaled_by_the_moments():
     """As if blocks had been scaled to the last layer's mean variance before they were learnt."""
     module = Blocked()

@@ -219,8 +219,8 @@ def test_what_is_no_language_model_is_refused(tiny_folder):
         backbone("bundled:minilm-l6").open_language_model("cpu")
     with pytest.raises(BackboneError, match="Linear is not a language model"):
         backbone(torch.nn.Linear(2, 2)).open_language_model("cpu")
-    with pytest.raises(BackboneError, match=r"needs its tokenizer: backbone\(\(LlamaForCausalLM, tokenizer\)\)"):
-        backbone(tiny_model("llama")).open_language_model("cpu")
+    with pytest.raises(BackboneError, match=r"Linear is no tokenizer.*backbone\(\(LlamaForCausalLM, tokenizer\)\)"):
+        backbone((tiny_model("llama"), torch.nn.Linear(2, 2))).open_language_model("cpu")
     with pytest.raises(BackboneError, match=r"no language-model head|is not a language model"):
         backbone((tiny_model("llama").model, tiny_tokenizer("decoder"))).open_language_model("cpu")
 

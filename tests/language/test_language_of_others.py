@@ -138,21 +138,6 @@ def test_tokens_that_a_language_model_does_not_know_are_refused():
                 learn()
         with pytest.raises(BackboneError, match=told):
             seq2seq.fit(X, Y).predict(["a zebra"])
-    lm = FastWeightLM((tiny_model("llama"), tiny_tokenizer("decoder")), device="cpu")
-    with pytest.raises(BackboneError, match="gives token 99"):
-        lm.learn(torch.tensor([[4, 99, 5]]))
-
-
-def test_token_ids_need_no_tokenizer(tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path)
-    lm = FastWeightLM.from_pretrained(str(tmp_path), alpha=1.0, memory_weight=1.0, device="cpu")
-    assert lm.tokenizer is None
-    ids = torch.tensor([[4, 5, 6, 7, 4, 5, 6]])
-    before = lm(input_ids=ids, labels=ids).loss
-    assert lm.learn(ids).n_tokens == 6
-    assert lm(input_ids=ids, labels=ids).loss < before
-    with pytest.raises(BackboneError, match="needs its tokenizer"):
-        FaastSeq2Seq(str(tmp_path), device="cpu").fit(X, Y)
 
 
 @pytest.mark.parametrize(

@@ -74,12 +74,10 @@ class LanguageModel:
     >>> import torch, transformers
     >>> from faast_sklearn.backbones.transformers.language_model import LanguageModel
     >>> config = transformers.GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, n_positions=8, eos_token_id=3)
-    >>> class NoTokens:
-    ...     eos_token_id = 3
     >>> model = transformers.GPT2LMHeadModel(config).eval()
-    >>> opened = LanguageModel(model, NoTokens(), torch.device("cpu"), torch.float32)
+    >>> opened = LanguageModel(model, None, torch.device("cpu"), torch.float32)
     >>> opened.head.weight.shape, opened.limit, opened.eos_ids, opened.pad_id
-    (torch.Size([9, 4]), 8, (3,), 3)
+    (torch.Size([9, 4]), 8, (3,), 0)
     """
 
     license = "unknown"
@@ -176,7 +174,8 @@ def language_model_in_memory(
     ----------
     module : transformers.PreTrainedModel
         ``...ForCausalLM`` or ``...ForConditionalGeneration``, on ``device``, in ``dtype``.
-    tokenizer : Hugging Face tokenizer, or a processor that holds one
+    tokenizer : Hugging Face tokenizer, a processor that holds one, or None
+        None if only token ids are passed.
     device : torch.device
     dtype : torch.dtype
     max_length : int, default=None
@@ -198,8 +197,11 @@ def language_model_in_memory(
             f"{type(module).__name__} is not a language model with a head; pass a ...ForCausalLM or "
             "...ForConditionalGeneration of transformers."
         )
-    if not hasattr(tokenizer, "eos_token_id") or not callable(tokenizer):
-        raise BackboneError(f"a language model needs its tokenizer: backbone(({type(module).__name__}, tokenizer)).")
+    if tokenizer is not None and not (hasattr(tokenizer, "eos_token_id") and callable(tokenizer)):
+        raise BackboneError(
+            f"{type(tokenizer).__name__} is no tokenizer of transformers; pass backbone(({type(module).__name__}, "
+            "tokenizer))."
+        )
     return LanguageModel(module, tokenizer, device, dtype, max_length=max_length)
 
 
