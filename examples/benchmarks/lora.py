@@ -142,7 +142,9 @@ def main():
         finally:
             remove(lm)
 
-    print("| adapters | rate | epochs | NLL per token | next-token accuracy, % | BLEU | chrF | seconds | peak MiB | MiB kept |")
+    print(
+        "| adapters | rate | epochs | NLL per token | next-token accuracy, % | BLEU | chrF | seconds | peak MiB | MiB kept |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for modules in args.modules:
         losses = {}
@@ -157,7 +159,9 @@ def main():
                 written = frozen.predict(X_test[half:])
             bleu, chrf = (text_score(written, y_test[half:], metric) for metric in ("bleu", "chrf"))
             quality = f"{scores['nll']:.3f} | {100 * scores['accuracy']:.1f} | {bleu:.1f} | {chrf:.1f}"
-            print(f"| {modules} | {rate:g} | {epochs} | {quality} | {seconds:.1f} | {peak:.0f} | {kept:.1f} |", flush=True)
+            print(
+                f"| {modules} | {rate:g} | {epochs} | {quality} | {seconds:.1f} | {peak:.0f} | {kept:.1f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

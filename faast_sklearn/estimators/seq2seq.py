@@ -70,6 +70,9 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
         tokens (``fit`` and ``partial_fit`` keep a reserve of at most 1,024) and is 0 unless the fast weights beat the
         frozen model by two standard errors. With ``choices``, only tokens at which the choices differ count.
+    max_iter : int, default=20
+        Most closed-form steps. The first is of all learnt tokens; further ones follow if ``memory_weight`` is "auto",
+        ``target`` "residual" and ``solver`` "ridge", as long as held-out tokens gain, and cost no pass of the network.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
     template : None, str or callable, default=None
@@ -147,6 +150,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         solver: Literal["ridge", "pinv"] = "ridge",
         alpha: Literal["auto"] | float = "auto",
         memory_weight: Literal["auto"] | float = "auto",
+        max_iter: int = 20,
         learn_from: Literal["answer", "all"] = "answer",
         template: str | Callable[..., Any] | None = None,
         choices: Sequence | None = None,
@@ -163,6 +167,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         self.solver = solver
         self.alpha = alpha
         self.memory_weight = memory_weight
+        self.max_iter = max_iter
         self.learn_from = learn_from
         self.template = template
         self.choices = choices
@@ -439,6 +444,11 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return self._solution().shift_weight
 
     @property
+    def n_iter_(self) -> int:
+        """Number of closed-form steps that gave the fast weights."""
+        return self._solution().n_iter
+
+    @property
     def held_out_loss_(self) -> float | None:
         """Negative log-likelihood per held-out token; None if nothing was held out."""
         return self._solution().held_out_loss
@@ -454,9 +464,10 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return lm
 
     def _frozen_lm(self, opened):
-        return FastWeightLM(
-            opened, target=self.target, solver=self.solver, alpha=self.alpha, memory_weight=self.memory_weight
-        )
+        return FastWeightLM(opened, target=self.target, **self._solve_settings())
+
+    def _solve_settings(self):
+        return {name: getattr(self, name) for name in ("solver", "alpha", "memory_weight", "max_iter")}
 
     def _told_if_frozen(self, lm):
         """Return ``lm``; warn if nothing has been learnt."""
@@ -574,7 +585,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return found.double().sum(0).cpu().numpy()
 
     def _check_params(self, partial=False):
-        check_settings(target=self.target, solver=self.solver, alpha=self.alpha, memory_weight=self.memory_weight)
+        check_settings(target=self.target, **self._solve_settings())
         for name, allowed in (("learn_from", ("answer", "all")), ("scoring", _SCORINGS)):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in allowed):

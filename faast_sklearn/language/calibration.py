@@ -10,7 +10,7 @@ import torch
 from faast_sklearn.backbones.base import frozen
 from faast_sklearn.language.tokens import raw_logits, row_chunks
 
-__all__ = ["HeldOut", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before"]
+__all__ = ["HeldOut", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before", "losses_with"]
 
 _MOST_STEPS = 8
 # Prior mean and standard deviation of both weights where answers are choices: a sample then has one deciding token,
@@ -117,6 +117,11 @@ def losses_at(lm: Any, held: Any, weights: Any) -> Any:
 def losses_before(lm: Any, held: Any) -> Any:
     """Return each held-out token's loss without what was learnt; a tensor of shape (t,), float64."""
     return _losses(lm, held, lambda part, keys: raw_logits(lm, keys, part.base))
+
+
+def losses_with(lm: Any, held: Any, weights: Any) -> Any:
+    """Return each held-out token's loss with residual fast weights; a tensor of shape (t,), float64."""
+    return _losses(lm, held, lambda part, keys: raw_logits(lm, keys, weights))
 
 
 def _add_prior(held, at, losses, gradient, hessian):

@@ -39,6 +39,7 @@ class FastWeightLM:
     solver : {"ridge", "pinv"}, default="ridge"
     alpha : "auto" or float, default="auto"
     memory_weight : "auto" or float, default="auto"
+    max_iter : int, default=20
     device, dtype
         As in :class:`~faast_sklearn.FaastSeq2Seq`.
 
@@ -85,14 +86,17 @@ class FastWeightLM:
         solver: Literal["ridge", "pinv"] = "ridge",
         alpha: Literal["auto"] | float = "auto",
         memory_weight: Literal["auto"] | float = "auto",
+        max_iter: int = 20,
         device: Any = None,
         dtype: Any = "auto",
     ) -> None:
-        check_settings(target=target, solver=solver, alpha=alpha, memory_weight=memory_weight)
+        settings: dict[str, Any] = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}
+        settings["max_iter"] = max_iter
+        check_settings(target=target, **settings)
         opened = isinstance(model, LanguageModel)
         self.model = model if opened else as_handle(model).open_language_model(device, dtype)
         self.target = "embedding" if self.model.readouts is not None else target
-        self._settings: dict[str, Any] = {"solver": solver, "alpha": alpha, "memory_weight": memory_weight}
+        self._settings = settings
         self.reset_projection()
 
     @classmethod

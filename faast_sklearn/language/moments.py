@@ -31,9 +31,11 @@ class TokenMoments(Stateful):
         slope of the logit. None for ``target="embedding"``.
     loss : float
         Sum of the frozen model's negative log-likelihoods, natural logarithm.
+    prompts : Scatter, default=None
+        Of the hidden states in the samples whose next tokens are not learnt.
     """
 
-    __slots__ = ("counts", "curvature", "expected", "loss", "memory", "probability")
+    __slots__ = ("counts", "curvature", "expected", "loss", "memory", "probability", "prompts")
     _state: ClassVar = {
         "memory": CrossMoments.record(),
         "expected": Maybe(Scatter.record()),
@@ -41,6 +43,7 @@ class TokenMoments(Stateful):
         "probability": Maybe(Array("v")),
         "curvature": Maybe(Array("v")),
         "loss": Number(),
+        "prompts": Maybe(Scatter.record()),
     }
 
     def __init__(
@@ -51,8 +54,10 @@ class TokenMoments(Stateful):
         probability: Any = None,
         curvature: Any = None,
         loss: float = 0.0,
+        prompts: "Scatter | None" = None,
     ) -> None:
         self.memory = memory
+        self.prompts = prompts
         self.expected = expected
         self.counts = counts
         self.probability = probability
@@ -64,6 +69,11 @@ class TokenMoments(Stateful):
         """Number of learnt tokens."""
         return self.memory.weight
 
+    def with_prompts(self, prompts: "Scatter | None") -> "TokenMoments":
+        """Return the same statistics of learnt tokens with other ones of prompts."""
+        parts = (self.memory, self.expected, self.counts, self.probability, self.curvature)
+        return TokenMoments(*parts, loss=self.loss, prompts=prompts)
+
     @property
     def device(self) -> Any:
         """Device that holds the statistics."""
@@ -72,14 +82,14 @@ class TokenMoments(Stateful):
     def _combine(self, other, sign):
         def both(name: str) -> Any:
             mine, yours = getattr(self, name), getattr(other, name)
-            if mine is None:
+            if mine is None or yours is None:
                 return None
             yours = yours.to(self.device)
             return mine + yours if sign > 0 else mine - yours
 
         names = ("memory", "expected", "counts", "probability", "curvature")
         parts: Any = tuple(map(both, names))
-        return TokenMoments(*parts, loss=self.loss + sign * other.loss)
+        return TokenMoments(*parts, loss=self.loss + sign * other.loss, prompts=both("prompts"))
 
     def __add__(self, other):
         return self._combine(other, 1) if isinstance(other, TokenMoments) else NotImplemented
@@ -90,14 +100,16 @@ class TokenMoments(Stateful):
     def to(self, device: Any) -> Any:
         """Return the same statistics on ``device``."""
         parts = (self.memory, self.expected, self.counts, self.probability, self.curvature)
-        moved: Any = tuple(None if part is None else part.to(device) for part in parts)
-        return TokenMoments(*moved, loss=self.loss)
+        moved: Any = tuple(None if part is None else part.to(device) for part in (*parts, self.prompts))
+        return TokenMoments(*moved[:-1], loss=self.loss, prompts=moved[-1])
 
     def summed(self, ranks: Any) -> Any:
         """Return the sum of all ranks' statistics; see :meth:`~faast_sklearn.moments.scatter.Scatter.summed`."""
         expected = None if self.expected is None else self.expected.summed(ranks)
         vectors: Any = [None if v is None else ranks.sum(v) for v in (self.counts, self.probability, self.curvature)]
-        return TokenMoments(self.memory.summed(ranks), expected, *vectors, loss=ranks.sum_number(self.loss))
+        prompts = None if self.prompts is None else self.prompts.summed(ranks)
+        loss = ranks.sum_number(self.loss)
+        return TokenMoments(self.memory.summed(ranks), expected, *vectors, loss=loss, prompts=prompts)
 
 
 class LanguageMoments(Stateful):
@@ -174,6 +186,7 @@ class LanguageMoments(Stateful):
             None if output.expected is None else output.expected.n_features,
             None if output.counts is None else len(output.counts),
             [tuple(part.cross.shape) for part in self.middle],
+            output.prompts is not None,
         )
 
     def __repr__(self):
@@ -183,8 +196,9 @@ class LanguageMoments(Stateful):
 class _Outline:
     """Widths of the moments of a language model; None for parts that it lacks."""
 
-    def __init__(self, memory, expected, vocabulary, middle):
+    def __init__(self, memory, expected, vocabulary, middle, prompts):
         self.memory, self.expected, self.vocabulary, self.middle = memory, expected, vocabulary, middle
+        self.prompts = prompts
 
     def __add__(self, other):
         if vars(self) != vars(other):
@@ -204,5 +218,6 @@ class _Outline:
         if self.vocabulary is not None:
             vectors = [torch.zeros(self.vocabulary, dtype=torch.float64) for _ in vectors]
         expected = None if self.expected is None else Scatter.empty(self.expected)
-        output = TokenMoments(CrossMoments.empty(*self.memory), expected, *vectors)
+        prompts = Scatter.empty(self.memory[0]) if self.prompts else None
+        output = TokenMoments(CrossMoments.empty(*self.memory), expected, *vectors, prompts=prompts)
         return LanguageMoments(output, [CrossMoments.empty(*shape) for shape in self.middle])

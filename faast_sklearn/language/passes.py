@@ -14,6 +14,7 @@ from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.reserve import Reserve, digest
 from faast_sklearn.language.tokens import hidden_states, next_token_log_probabilities, token_moments
 from faast_sklearn.moments.cross_moments import CrossMoments
+from faast_sklearn.moments.scatter import Scatter
 
 __all__ = ["ExchangePass", "LearningPass", "LikelihoodPass", "Observation", "observe"]
 
@@ -65,10 +66,14 @@ def observe(
     Observation
     """
     layers = lm.readouts.layer_indices if lm.readouts is not None else ()
-    keys, states = hidden_states(lm, inputs, where, target, layers)
-    keys, wanted = keys.clone(), targets[where]  # outputs of a frozen pass must not be changed in place
+    seen = where | _prompts(lm, inputs, where) if target == "residual" else where
+    found, states = hidden_states(lm, inputs, seen, target, layers)
+    learnt = where[seen]
+    keys, wanted = found[learnt].clone(), targets[where]  # outputs of a frozen pass must not be changed in place
     lengths = where.sum(1)
     output = token_moments(lm, target, keys, wanted, weights)
+    if target == "residual":
+        output = output.with_prompts(_scatter(found[~learnt].to(output.device)))
     middle = [_middle_moments(lm, k, part, where) for k, part in enumerate(states)]
     device = moments_device(lm.device)
     reserve = Reserve.of_tokens(digests, keys.to(device), wanted.to(device), lengths.tolist())
@@ -76,6 +81,20 @@ def observe(
     rows = torch.arange(len(where), device=where.device).repeat_interleave(lengths)
     bad = torch.zeros(len(where), device=keys.device).index_add_(0, rows, (~torch.isfinite(keys).all(1)).float())
     return Observation(moments, bad == 0)
+
+
+def _prompts(lm, inputs, where):
+    """Return where a decoder reads a prompt: its real tokens without those learnt, and without the end."""
+    mask = inputs.get("attention_mask")
+    if lm.encoder_decoder or mask is None or mask.shape != where.shape:
+        return torch.zeros_like(where)
+    real = mask > 0
+    last = torch.arange(mask.shape[1], device=mask.device) * real
+    return real & ~where & (last < last.max(1, keepdim=True).values)
+
+
+def _scatter(states):
+    return Scatter.from_rows(states.double()) if len(states) else Scatter.empty(states.shape[1], states.device)
 
 
 def _middle_moments(lm, k, states, where):

@@ -1,6 +1,7 @@
-"""A bounded sample of learnt tokens, on which the strength of fast weights is chosen."""
+"""A bounded sample of learnt tokens: some are held out to choose the strength of steps, the others take them."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ from faast_sklearn.persistence.state import Stateful, require
 
 __all__ = ["Reserve", "Sample", "digest"]
 
-# Enough to choose strengths to within 0.01 nats of loss; 17 MB in float32 at d = 4096.
-MOST_TOKENS = 1024
+# 75 MB in float32 at d = 576. Beyond, further steps see a sample of the tokens.
+MOST_TOKENS = 2**15
+# Enough to choose strengths to within 0.01 nats of loss.
+HELD_OUT = 1024
 _MOST_TOKENS_A_SAMPLE = 256
 _FOLDS = 4
 _NEVER = b"\xff" * 9  # sorts after every digest
@@ -56,7 +59,7 @@ def digest(*rows: Any) -> Any:
 
 
 class Reserve(Stateful):
-    """The samples with the smallest digests, at most 1,024 tokens; with little data, all samples.
+    """The samples with the smallest digests, at most 32,768 tokens; with less data, all samples.
 
     Which samples are kept depends on which were learnt, not on their order or split, so ``+`` is exact: the sum of two
     reserves is the reserve of both data sets. ``−`` removes samples. Samples dropped earlier do not come back, so a
@@ -135,21 +138,23 @@ class Reserve(Stateful):
         return sum(len(sample.targets) for sample in self.samples)
 
     def folds(self, n_learnt: float | None = None) -> list:
-        """Split the samples into folds; each is left out of the statistics that it validates.
+        """Split the first samples, at most 1,024 tokens, into folds; each is left out of the statistics it validates.
 
         Parameters
         ----------
         n_learnt : float, default=None
-            Number of tokens learnt. If the reserve has at most a quarter of them, it is one fold.
+            Number of tokens learnt. If the first samples have at most a quarter of them, they are one fold.
 
         Returns
         -------
         list of list of int
             Positions in ``samples`` of those with tokens; empty if there are fewer than two to split.
         """
+        ends = itertools.accumulate(len(sample.targets) for sample in self.samples)
+        n_first = next((i for i, end in enumerate(ends) if end > HELD_OUT), len(self))
         # A sample without learnt tokens would add nothing to a fold.
-        told = [i for i, sample in enumerate(self.samples) if len(sample.targets)]
-        if n_learnt is not None and self.n_tokens <= n_learnt / _FOLDS:
+        told = [i for i, sample in enumerate(self.samples[:n_first]) if len(sample.targets)]
+        if n_learnt is not None and sum(len(self.samples[i].targets) for i in told) <= n_learnt / _FOLDS:
             return [told] if told else []
         k = min(_FOLDS, len(told))
         return [] if k < 2 else [told[i::k] for i in range(k)]
@@ -213,7 +218,7 @@ class Reserve(Stateful):
         return cls(samples, bound)
 
     def summed(self, ranks: Any, width: int) -> Any:
-        """Return the reserve of all ranks' samples; each rank sends its own, at most 1,024 tokens.
+        """Return the reserve of all ranks' samples; each rank sends its own.
 
         Parameters
         ----------

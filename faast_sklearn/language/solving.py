@@ -12,10 +12,15 @@ The filter is ``f(λ) = α^½ (λ + α)^-3/2`` of eigenvalues relative to their 
 own shrinkage. Under plain ridge, the few directions that all hidden states share limit the step in all others: its
 held-out loss is 0.11 nats higher than this filter's on 14,000 tokens of translations, and equal on 300.
 
+In the filter, G is ``KᵀK + QᵀQ`` per token, where Q are the frozen model's states in the prompts, whose tokens are not
+learnt: a step that changes them is damped, as in MEMIT (Meng et al., 2023). It costs no loss on answers, and other text
+keeps its own: 7,200 tokens of translations raise that of plain English by 0.26 nats per token instead of 0.45.
+
 *Shift*: with counts n and expected counts Σp, a bias ``log (n + ⅓)/(Σp + ⅓)`` over the vocabulary, read from the
 direction ``a = (G + ε)⁻¹ Kᵀ1`` along which hidden states are nearly constant.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,17 +33,22 @@ from faast_sklearn.solvers.spectrum import decompose
 
 __all__ = [
     "ALPHAS",
+    "DAMPING",
+    "FURTHER_DAMPING",
     "Directions",
     "associative_weights",
     "curvature",
     "key_condition",
     "key_spectrum",
     "residual_directions",
+    "step_filter",
+    "token_spectrum",
 ]
 
 # Candidates of alpha="auto" for the residual target; the number of tokens decides which is best.
 ALPHAS = {"ridge": (0.01, 0.1, 1.0), "pinv": (0.3, 0.5, 0.8)}
-_DAMPING = 30.0
+# The first step goes all its way at once; further ones are checked after each, and allow for less.
+DAMPING, FURTHER_DAMPING = 30.0, 3.0
 _POWER = 1.5
 _STEP = 2.0  # with it, strengths near one are best for thousands of tokens
 _CONSTANT = 1e-4
@@ -110,8 +120,27 @@ def associative_weights(memory: Any, solver: Literal["ridge", "pinv"], alpha: fl
     return solve_pinv(spectrum, memory.cross, alpha, n)
 
 
-def curvature(lm: Any, moments: Any) -> torch.Tensor:
-    """Return the damped curvature ``F + 30 f̄ EᵀE / ē`` of the loss in the output embeddings, per token.
+def token_spectrum(moments: Any) -> Any:
+    """Decompose the scatter of learnt keys together with that of the prompts' states, each with the same weight.
+
+    Parameters
+    ----------
+    moments : TokenMoments
+
+    Returns
+    -------
+    Spectrum
+        At a cost of O(d³).
+    """
+    scatter, prompts = moments.memory.keys.about_origin(), moments.prompts
+    if prompts is not None and prompts.weight > 0.5:
+        share = (max(moments.n_tokens, 0.0) / prompts.weight) ** 0.5
+        scatter = scatter + prompts.about_origin().scaled_features(torch.full_like(prompts.mean, share))
+    return decompose(scatter)
+
+
+def curvature(lm: Any, moments: Any) -> Callable[[float], torch.Tensor]:
+    """Return the damped curvature ``F + c f̄ EᵀE / ē`` of the loss in the output embeddings, per token.
 
     Parameters
     ----------
@@ -120,8 +149,9 @@ def curvature(lm: Any, moments: Any) -> torch.Tensor:
 
     Returns
     -------
-    torch.Tensor of shape (d, d), float64
-        Lower Cholesky factor, on the statistics' device. O(V d²).
+    callable
+        Of the damping c. It returns the lower Cholesky factor, of shape (d, d), float64, on the statistics' device.
+        O(V d²) once, and O(d³) for each call.
     """
     device, matrix = moments.device, lm.head.weight.detach()
     d = matrix.shape[1]
@@ -133,15 +163,37 @@ def curvature(lm: Any, moments: Any) -> torch.Tensor:
         gram.addmm_(rows.T, rows)
     fisher = (fisher - moments.expected.about_origin().matrix()) / moments.n_tokens
     scale = fisher.trace().clamp_min(torch.finfo(torch.float64).tiny) / gram.trace()
-    damped = fisher + gram * (_DAMPING * scale)
-    # Rounding, and vocabularies smaller than d, leave directions without curvature.
-    damped.diagonal().add_(1e-9 * damped.trace() / d)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    if int(info):
-        raise InputError(
-            "the curvature of the loss is not positive definite, so these statistics do not belong to this model."
-        )
+
+    def factor(damping: float) -> torch.Tensor:
+        damped = fisher + gram * (damping * scale)
+        # Rounding, and vocabularies smaller than d, leave directions without curvature.
+        damped.diagonal().add_(1e-9 * damped.trace() / d)
+        found, info = torch.linalg.cholesky_ex(damped)
+        if int(info):
+            raise InputError(
+                "the curvature of the loss is not positive definite, so these statistics do not belong to this model."
+            )
+        return found
+
     return factor
+
+
+def step_filter(moments: Any, spectrum: Any, alpha: float) -> torch.Tensor:
+    """Return ``f(λ) = α^½ (λ + α)^-3/2`` of the eigenvalues relative to the mean one of the learnt keys, per token.
+
+    Parameters
+    ----------
+    moments : TokenMoments
+    spectrum : Spectrum
+    alpha : float
+
+    Returns
+    -------
+    torch.Tensor of shape (r,), float64
+    """
+    mean = moments.memory.keys.about_origin().trace() / (moments.n_tokens * spectrum.n_features)
+    alpha = max(alpha, _LEAST_ALPHA)
+    return alpha ** (_POWER - 1) * (spectrum.values / (moments.n_tokens * mean) + alpha) ** -_POWER / mean
 
 
 def residual_directions(
@@ -158,9 +210,9 @@ def residual_directions(
     ----------
     moments : TokenMoments
     spectrum : Spectrum
-        Of the keys in ``moments``, see :func:`key_spectrum`; the same for every alpha.
+        See :func:`token_spectrum`; the same for every alpha.
     factor : torch.Tensor of shape (d, d)
-        From :func:`curvature`, of these or more tokens: it does not depend on which tokens came next.
+        From :func:`curvature` with :data:`DAMPING`, of these or more tokens: it does not depend on which came next.
     solver : {"ridge", "pinv"}
         "pinv" truncates the eigenvalues of G instead.
     alpha : float
@@ -178,8 +230,7 @@ def residual_directions(
     if solver == "pinv":
         f = pinv_filter(values, float(n) ** -alpha)
     else:
-        alpha = max(alpha, _LEAST_ALPHA)
-        f = alpha ** (_POWER - 1) * (values / mean + alpha) ** -_POWER / mean
+        f = step_filter(moments, spectrum, alpha)
     gradient = spectrum.vectors.T @ (moments.memory.cross / n)
     left = spectrum.vectors @ (f[:, None] * gradient)
     update = _STEP * torch.cholesky_solve(left.T, factor).T

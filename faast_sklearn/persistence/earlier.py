@@ -41,7 +41,23 @@ def as_of_today(kind: str, node: Any) -> dict:
         node = _without_knobs(kind, node, gone)
     if kind in _LAST_LAYER and "layers" not in parameters:
         node = _of_one_layer(kind, node)
+    if kind == "FaastSeq2Seq" and "max_iter" not in parameters:
+        node = _of_one_step(node)
     return node
+
+
+def _of_one_step(node):
+    """Add the parameter and the state of a language model that took one closed-form step, without prompts."""
+    state = node["state"]
+    if isinstance(state, dict) and isinstance(state.get("_problem"), dict):
+        problem = {"max_iter": 1, **state["_problem"]}
+        if isinstance(problem.get("solved"), dict):
+            problem["solved"] = {"n_iter": 1, **problem["solved"]}
+        moments = problem.get("moments")
+        if isinstance(moments, dict) and isinstance(moments.get("output"), dict):
+            problem["moments"] = {**moments, "output": {"prompts": None, **moments["output"]}}
+        state = {**state, "_problem": problem}
+    return {**node, "parameters": {**node["parameters"], "max_iter": 1}, "state": state}
 
 
 def _without_knobs(kind, node, gone):

@@ -15,7 +15,7 @@ from faast_sklearn.backbones.transformers.language_model import LanguageModel
 from faast_sklearn.language import reserve as reserve_module
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.reserve import Reserve, Sample, digest
-from faast_sklearn.language.solving import curvature
+from faast_sklearn.language.solving import DAMPING, curvature
 from faast_sklearn.language.tokens import token_moments
 from faast_sklearn.moments.cross_moments import CrossMoments
 
@@ -203,7 +203,7 @@ def test_curvature_is_the_sum_over_tokens(name, most, opened, monkeypatch):
     torch.testing.assert_close(moments.probability, probability, rtol=1e-4, atol=1e-5)
     assert torch.equal(moments.counts, torch.bincount(targets, minlength=VOCABULARY).double())
     # What is inverted has a bound on the curvature that tokens may come to have.
-    factor = curvature(lm, moments)
+    factor = curvature(lm, moments)(DAMPING)
     damped = F / 9 + 30 * F.trace() / 9 / E.square().sum() * E.T @ E
     torch.testing.assert_close(factor @ factor.T, damped, rtol=1e-4, atol=1e-4 * float(damped.abs().max()))
 
@@ -236,5 +236,5 @@ def test_moments_never_change(opened):
     keys, targets = tokens(lm, 60)
     a, b = (learnt(lm, "residual", keys, targets, which) for which in (range(12), range(12, 20)))
     before = pickle.dumps(a), pickle.dumps(b)
-    _ = a + b, b + a, (a + b) - b, a.to("cpu"), curvature(lm, a.output)
+    _ = a + b, b + a, (a + b) - b, a.to("cpu"), curvature(lm, a.output)(DAMPING)
     assert (pickle.dumps(a), pickle.dumps(b)) == before
