@@ -149,8 +149,8 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
     settings : dict
         From :func:`published_settings`.
     base_config : str or None
-        Folder or ``config.json`` of the base model, or its name on the hub; by default the checkpoint's own copy, or the
-        name that it has.
+        Folder or ``config.json`` of the base model, or its name on the hub; by default the checkpoint's own
+        copy, or the name that it has.
     dtype : torch.dtype
         Of the base model.
 

@@ -15,6 +15,7 @@ import torch
 from faast_sklearn.backbones.base import in_eval_mode
 from faast_sklearn.backbones.fingerprints import fingerprint
 from faast_sklearn.backbones.transformers.published import Readouts, middle_layers
+from faast_sklearn.backbones.transformers.text import n_known_tokens, refuse_unknown_tokens
 from faast_sklearn.errors import InputError, refuse_missing_parent, shortened
 from faast_sklearn.features.progress import Report
 from faast_sklearn.language.export import save_published
@@ -315,7 +316,9 @@ def _stream(lm, corpus, least):
     n = sum(map(len, parts))
     if n < least:
         raise InputError(
-            f"the corpus has {n} tokens, and a step needs {least}: window * (n_learnt + n_scored). Pass more text, or a "
-            "smaller window, n_learnt or n_scored."
+            f"the corpus has {n} tokens, and a step needs {least}: window * (n_learnt + n_scored). Pass more text, or "
+            "a smaller window, n_learnt or n_scored."
         )
-    return torch.from_numpy(np.concatenate(parts))
+    stream = np.concatenate(parts)
+    refuse_unknown_tokens([[int(stream.max())]], n_known_tokens(lm.module), type(lm.module).__name__)
+    return torch.from_numpy(stream)
