@@ -78,7 +78,8 @@ def save_published(lm: Any, folder: str | os.PathLike) -> None:
             tensors[f"model.{name}"] = tensor
         seen.add(id(tensor))
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    base = Path(plain.config.name_or_path or plain.config.model_type).name  # no folder of this machine
+    name = plain.config.name_or_path
+    base = plain.config.model_type if name in ("", "None") else Path(name).name  # no folder of this machine
     with quiet_transformers():
         if lm.tokenizer is not None and hasattr(lm.tokenizer, "save_pretrained"):
             lm.tokenizer.save_pretrained(folder)
