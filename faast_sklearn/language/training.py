@@ -113,9 +113,10 @@ def train_readouts(
     A step costs a forward pass of ``n_learnt + n_scored`` windows, the backward pass of the latter down to the first
     memory, and ``n_layers + 1`` decompositions of O(d³) in float64. The logits of ``n_scored`` windows exist at once.
 
-    The paper (section 4.2 and its code) differs: there the loss is that of the very windows that are learnt, beside a
-    bank of earlier ones, so that readouts are rewarded for repeating; there is dropout on what is read; and scorers
-    start at random, here at zero. Here as there ``out_proj`` starts at zero, where a middle memory does nothing.
+    The memories are those of Bao et al., arXiv 2605.04651. Their code trains them with the loss of the very windows
+    that are learnt, together with a bank of earlier ones, with dropout on what is read, and from random scorers. Here
+    the loss is that of other windows, since a memory is to help with what it has not seen; there is no dropout; and
+    scorers start at zero. Here as there ``out_proj`` starts at zero, where a middle memory does nothing.
 
     Examples
     --------
@@ -213,6 +214,7 @@ class _Training:
         start = int(rng.integers(len(self.stream) - n * window + 1))
         return self.stream[start : start + n * window].reshape(n, window)
 
+    @torch.enable_grad()
     def _loss(self, windows):
         n = self.settings["n_learnt"]
         self.lm.readouts = self.readouts(self.parameters)
