@@ -16,6 +16,7 @@ read one by one; then everything is forgotten. Rows:
 * the same readouts, with memories of a stretch of the training text. Training on docstrings helps by itself; this row
   has that gain without what the stretch before teaches.
 
+The last column has the mean over stretches of what is gained beside the output memory alone, and its standard error.
 The weight of the output memory in training is the best one for eight stretches of the training text. Several ``--lr``
 and ``--alpha`` train one set of readouts each.
 """
@@ -57,9 +58,12 @@ def main(argv=None):
         "Python's reference": tokens(bare, chapters()),
     }
     print(f"{len(text):,} tokens to train on, {bare.device}\n")
-    at_best = output_losses(bare, stretches(text, args, 8, args.learnt[0]))
+    at_best = output_losses(bare, stretches(text, args, 8, args.learnt[0])).mean(0)
     trainings = [train(bare, text, at_best, *pair, args) for pair in itertools.product(args.lr, args.alpha)]
-    print("\n| held-out text | tokens learnt | memories | perplexity | nats per token |\n|---|---|---|---|---|")
+    print(
+        "\n| held-out text | tokens learnt | memories | perplexity | nats per token | less than the output memory's |"
+    )
+    print("|---|---|---|---|---|---|")
     for name, n_learnt in itertools.product(held_out, args.learnt):
         compare(name, held_out[name], text, bare, trainings, n_learnt, args)
 
@@ -160,13 +164,19 @@ def compare(name, held_out, text, bare, trainings, n_learnt, args):
     elsewhere = [learnt for learnt, _ in stretches(text, args, args.stretches, n_learnt)]
     unrelated = [(learnt, scored) for learnt, (_, scored) in zip(elsewhere, pairs, strict=True)]
     output = output_losses(bare, pairs)
-    i, k = np.unravel_index(output[:, 1:].argmin(), output[:, 1:].shape)
-    rows = {"none": output[0, 0], f"output alone, alpha {ALPHAS[i]:g}, weight {WEIGHTS[k + 1]:g}": output[i, k + 1]}
+    mean = output[..., 1:].mean(0)
+    i, k = np.unravel_index(mean.argmin(), mean.shape)
+    alone = output[:, i, k + 1]
+    rows = {"none": output[:, 0, 0], f"output alone, alpha {ALPHAS[i]:g}, weight {WEIGHTS[k + 1]:g}": alone}
     for lm, settings in trainings:
-        rows[f"output and middle, {settings}"] = mean_loss(lm, pairs)
-        rows[f"the same, of training text, {settings}"] = mean_loss(lm, unrelated)
-    for memories, loss in rows.items():
-        print(f"| {name} | {n_learnt * args.window:,} | {memories} | {math.exp(loss):.2f} | {loss:.3f} |", flush=True)
+        rows[f"output and middle, {settings}"] = losses_of(lm, pairs)
+        rows[f"the same, of training text, {settings}"] = losses_of(lm, unrelated)
+    for memories, losses in rows.items():
+        mean, gain = losses.mean(), alone - losses
+        error = gain.std(ddof=1) / math.sqrt(len(gain))
+        less = "" if losses is alone else f"{gain.mean():.3f} ± {error:.3f}"
+        shown = (name, f"{n_learnt * args.window:,}", memories, f"{math.exp(mean):.2f}", f"{mean:.3f}", less)
+        print("| " + " | ".join(shown) + " |", flush=True)
 
 
 def learn(lm, windows):
@@ -177,33 +187,32 @@ def learn(lm, windows):
 
 
 def output_losses(lm, pairs):
-    """Return nats per scored token for each of ALPHAS and WEIGHTS; the output memory acts behind all blocks."""
-    totals, n = np.zeros((len(ALPHAS), len(WEIGHTS))), 0
-    for learnt, scored in tqdm(pairs, desc="output memory", leave=False):
+    """Return nats per scored token of each stretch for each of ALPHAS and WEIGHTS, in an array of that shape."""
+    found = np.zeros((len(pairs), len(ALPHAS), len(WEIGHTS)))
+    for row, (learnt, scored) in zip(found, tqdm(pairs, desc="output memory", leave=False), strict=True):
         learn(lm, learnt)
         memory, inputs = lm.moments.output.memory, scored.to(lm.device)
         spectrum, where = key_spectrum(memory), torch.ones_like(inputs, dtype=torch.bool)
         where[:, -1] = False
+        # The output memory acts behind all blocks, so that one pass serves all of its settings.
         states, targets = hidden_states(lm.model, {"input_ids": inputs}, where, "embedding")[0], inputs[:, 1:].flatten()
         for i, alpha in enumerate(ALPHAS):
             read = states @ solve_pinv(spectrum, memory.cross, alpha, memory.weight).weights.to(states)
             for k, weight in enumerate(WEIGHTS):
                 with frozen(lm.model.module):
                     entering = lm.model.normalise((1 - weight) * states + weight * read)
-                totals[i, k] -= float(next_token_log_probabilities(lm.model, entering.clone(), targets)[0].sum())
-        n += len(targets)
-    return totals / n
+                row[i, k] = -float(next_token_log_probabilities(lm.model, entering.clone(), targets)[0].mean())
+    return found
 
 
-def mean_loss(lm, pairs):
-    """Return nats per scored token with all memories."""
-    total, n = 0.0, 0
+def losses_of(lm, pairs):
+    """Return nats per scored token of each stretch, with all memories."""
+    found = []
     for learnt, scored in tqdm(pairs, desc="all memories", leave=False):
         learn(lm, learnt)
         logits, targets = lm(input_ids=scored.to(lm.device), use_cache=False).logits[:, :-1], scored[:, 1:]
-        losses = torch.nn.functional.cross_entropy(logits.float().mT, targets.to(lm.device), reduction="sum")
-        total, n = total + float(losses), n + targets.numel()
-    return total / n
+        found.append(float(torch.nn.functional.cross_entropy(logits.float().mT, targets.to(lm.device))))
+    return np.array(found)
 
 
 if __name__ == "__main__":
