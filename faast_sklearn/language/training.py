@@ -226,7 +226,7 @@ class _Training:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), scored[:, 1:].flatten())
 
     def _manifest(self):
-        model, text = fingerprint(self.lm.module), digest(self.stream).hex()
+        model, text = fingerprint(self.lm.module.state_dict()), digest(self.stream).hex()
         return {**self.settings, "dtype": str(self.lm.dtype), "model": model, "corpus": text}
 
     def save(self, path):

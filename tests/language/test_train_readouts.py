@@ -121,7 +121,7 @@ def test_what_is_interrupted_goes_on_bit_for_bit(tmp_path, monkeypatch):
         train_readouts(lm, corpus, folder=tmp_path / "parts", **STEPS)
     assert all(p.requires_grad for p in lm.module.parameters())
     taken.clear()
-    parts, resumed = train_readouts(lm, corpus, folder=tmp_path / "parts", **STEPS)
+    parts, resumed = train_readouts(opened(), corpus, folder=tmp_path / "parts", **STEPS)  # as in another process
     assert len(taken) == 2  # the first two were on the disk
     assert np.array_equal(resumed, losses)
     for one, other in zip(
