@@ -38,11 +38,11 @@ def train_readouts(
     folder: str | os.PathLike | None = None,
     n_layers: int = 2,
     steps: int = 1000,
-    lr: float = 3e-4,
+    lr: float = 1e-3,
     window: int = 256,
     n_learnt: int = 8,
     n_scored: int = 4,
-    alpha: float = 0.8,
+    alpha: float = 1.0,
     memory_weight: float = 0.9,
     save_every: int = 100,
     random_state: int = 0,
@@ -74,13 +74,13 @@ def train_readouts(
     n_layers : int, default=2
         Number of middle memories, evenly spaced.
     steps : int, default=1000
-    lr : float, default=3e-4
+    lr : float, default=1e-3
         Largest learning rate.
     window : int, default=256
         Tokens that are read together.
     n_learnt, n_scored : int, default=8 and 4
         Windows of a step that are learnt, and windows after them that give the loss.
-    alpha : float, default=0.8
+    alpha : float, default=1.0
         Exponent of the truncation of all memories, kept in the checkpoint.
     memory_weight : float, default=0.9
         Of the output memory, which is there in training as in use; kept in the checkpoint.
@@ -139,8 +139,10 @@ def train_readouts(
     True
     """
     counts = {"n_layers": n_layers, "steps": steps, "window": window, "n_learnt": n_learnt, "n_scored": n_scored}
-    settings = {**counts, "lr": lr, "alpha": alpha, "memory_weight": memory_weight, "random_state": random_state}
-    _check(settings, {**counts, "save_every": save_every})
+    reals = {"lr": lr, "alpha": alpha, "memory_weight": memory_weight}
+    _check({**counts, "save_every": save_every}, reals, random_state)
+    settings = {name: int(value) for name, value in {**counts, "random_state": random_state}.items()}
+    settings |= {name: float(value) for name, value in reals.items()}
     if folder is not None:
         refuse_missing_parent(folder)
     lm = copy.copy(FastWeightLM(model, device=device, dtype=dtype).model)  # a copy, to have readouts of its own
@@ -241,7 +243,7 @@ class _Training:
     def resume(self, path):
         """Read the state; raise InputError if it is that of another training."""
         manifest, tensors = read_archive(path)
-        found, wanted = manifest.get("training"), self._manifest()
+        found, wanted = manifest.get("training") if isinstance(manifest, dict) else None, self._manifest()
         if not isinstance(found, dict) or found.keys() != wanted.keys():
             raise InputError(f"{str(path)!r} is not the state of a training of readouts; use another folder.")
         other = [name for name, value in wanted.items() if found[name] != value]
@@ -272,16 +274,14 @@ def _weights_held(module: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check(settings, counts):
-    for name, value in counts.items():
-        least = 2 if name == "window" else 1
+def _check(counts, reals, random_state):
+    leasts = {"window": 2, "random_state": 0}
+    for name, value in {**counts, "random_state": random_state}.items():
+        least = leasts.get(name, 1)
         if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-    seed = settings["random_state"]
-    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"random_state must be an integer of at least 0, got {seed!r}.")
-    for name, most in (("lr", math.inf), ("alpha", math.inf), ("memory_weight", 1.0)):
-        value = settings[name]
+    for name, value in reals.items():
+        most = 1.0 if name == "memory_weight" else math.inf
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not number or not 0 < value <= most or value == math.inf:
             raise ValueError(f"{name} must be a number above 0{' and at most 1' if most == 1 else ''}, got {value!r}.")
