@@ -27,6 +27,7 @@ __all__ = [
     "alike",
     "as_features",
     "frozen",
+    "in_eval_mode",
     "random_state",
     "refuse_random",
     "run_on_probe",
@@ -304,6 +305,18 @@ _flags = weakref.WeakKeyDictionary()  # module -> [passes under way, submodules 
 def frozen(module: torch.nn.Module) -> Iterator[Any]:
     """Run a pass in eval and inference mode, then restore the module's training flags.
 
+    Parameters
+    ----------
+    module : torch.nn.Module
+    """
+    with in_eval_mode(module), torch.inference_mode():
+        yield
+
+
+@contextlib.contextmanager
+def in_eval_mode(module: torch.nn.Module) -> Iterator[Any]:
+    """Run a pass in eval mode, with gradients where they are asked for, then restore the module's training flags.
+
     Several threads may use one module: the flags are restored when the last pass ends.
 
     Parameters
@@ -318,7 +331,7 @@ def frozen(module: torch.nn.Module) -> Iterator[Any]:
                 part.training = False
         state[0] += 1
     try:
-        with torch.inference_mode(), uncompiled(module, everywhere=False):
+        with uncompiled(module, everywhere=False):
             yield
     finally:
         with _flags_lock:

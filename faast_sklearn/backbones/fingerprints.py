@@ -33,6 +33,8 @@ _IRRELEVANT = (torch.device, torch.Generator, logging.Logger, type(threading.Loc
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # training flags, hooks and the dicts of parts and tensors
 # Attributes that record where something was loaded from, or that libraries write while they run.
 _NOTES = {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "warnings_issued"}
+# What a generation configuration was loaded as, in a hash that differs between processes.
+_NOTES |= {"_original_object_hash"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _SLICES = 1024
 

@@ -24,6 +24,8 @@ class Report:
         Text in front of the bar.
     total : int, default=None
         Expected number of samples; if None, the bar shows no remaining time.
+    unit : str, default="samples"
+        What the bar counts.
 
     Attributes
     ----------
@@ -49,14 +51,16 @@ class Report:
     (2, 0, 9)
     """
 
-    def __init__(self, *, verbose: int = 0, description: str = "", total: int | None = None) -> None:
+    def __init__(
+        self, *, verbose: int = 0, description: str = "", total: int | None = None, unit: str = "samples"
+    ) -> None:
         if not isinstance(verbose, numbers.Real | np.bool_) or not verbose >= 0:
             raise ValueError(f"verbose must be 0, 1 or another number of at least 0, got {verbose!r}.")
         self.n_samples = 0
         self.n_truncated = 0
         self.longest = 0
         self.limit: int | None = None
-        self._bar = _bar(description, total) if verbose else None
+        self._bar = _bar(description, total, unit) if verbose else None
 
     def add(self, n_samples: int, lengths: np.ndarray | None = None, limit: int | None = None) -> None:
         """Count a batch that has been run.
@@ -78,6 +82,11 @@ class Report:
         if self._bar is not None:
             self._bar.update(n_samples)
 
+    def show(self, **figures: float) -> None:
+        """Show figures at the end of the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+
     def __enter__(self):
         return self
 
@@ -93,7 +102,7 @@ class Report:
             )
 
 
-def _bar(description, total):
+def _bar(description, total, unit):
     try:
         from tqdm import tqdm
     except ImportError as error:
@@ -102,4 +111,4 @@ def _bar(description, total):
     class Bar(tqdm):
         monitor_interval = 0  # tqdm's monitor thread would outlive the call
 
-    return Bar(desc=description or None, total=total, unit=" samples", miniters=1)
+    return Bar(desc=description or None, total=total, unit=f" {unit}", miniters=1)

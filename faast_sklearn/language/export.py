@@ -1,6 +1,7 @@
-"""Write plain transformers checkpoints with fast weights folded into the output matrix."""
+"""Write checkpoints: with fast weights folded into the output matrix, or with readouts as the published ones have."""
 
 import copy
+import json
 import os
 import shutil
 import uuid
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from faast_sklearn.backbones.base import alike, frozen
+from faast_sklearn.backbones.transformers.published import BASE_CONFIG
 from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.errors import BackboneError, refuse_missing_parent
+from faast_sklearn.persistence.archive import replaced
 
-__all__ = ["save_folded"]
+__all__ = ["save_folded", "save_published"]
 
 
 def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
@@ -52,6 +56,42 @@ def save_folded(lm: Any, weights: Any, folder: str | os.PathLike) -> None:
         f"{type(lm.module).__name__}, written and read again, gives other logits than with the fast weights attached, "
         "so the copy was deleted; use attached(), or save the estimator."
     )
+
+
+def save_published(lm: Any, folder: str | os.PathLike) -> None:
+    """Write a model with readouts in the layout of the published FAAST checkpoints, with its base's configuration.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        With readouts; not changed.
+    folder : str or path
+        Created if it does not exist; the folder above must.
+    """
+    folder = Path(folder)
+    refuse_missing_parent(folder)
+    folder.mkdir(exist_ok=True)
+    plain = _merged(lm.module)
+    tensors, seen = lm.readouts.tensors(), set()
+    for name, tensor in plain.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # tied tensors have several names
+            tensors[f"model.{name}"] = tensor
+        seen.add(id(tensor))
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    name = plain.config.name_or_path
+    base = plain.config.model_type if name in ("", "None") else Path(name).name  # no folder of this machine
+    with quiet_transformers():
+        if lm.tokenizer is not None and hasattr(lm.tokenizer, "save_pretrained"):
+            lm.tokenizer.save_pretrained(folder)
+        if getattr(plain, "generation_config", None) is not None:
+            plain.generation_config.save_pretrained(folder)
+        config = copy.deepcopy(plain.config)
+        config.name_or_path = base
+        config.to_json_file(folder / BASE_CONFIG)
+    with replaced(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+    settings = {"base_model": base, **lm.readouts.settings()}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _written(lm, model, folder, expected):

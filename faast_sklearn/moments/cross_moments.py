@@ -65,7 +65,7 @@ class CrossMoments(Stateful):
         if len(K) != len(V):
             raise ValueError(f"{len(K)} keys and {len(V)} values; each key needs one value.")
         K, V = K.to(torch.float64), V.to(torch.float64)
-        return cls(Scatter.from_rows(K), K.T @ V, V.square().sum())
+        return cls(Scatter.from_rows(K), K.T @ V, V.detach().square().sum())
 
     @classmethod
     def _from_state(cls, keys, cross, power):

@@ -157,6 +157,7 @@ def test_several_faults_are_named_at_once(tmp_path):
         ("num_layers", -1),
         ("num_layers", "two"),
         ("reader_update_alpha", 0),
+        ("memory_weight", 2),
     ],
 )
 def test_settings_that_are_not_supported_are_refused(name, value, tmp_path):

@@ -242,6 +242,15 @@ def test_language_benchmark_prints_ratios(pairs, tiny_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_readouts_are_compared_on_held_out_text(tiny_folder, tmp_path):
+    out = start("benchmarks/train_readouts.py", "--small", "--backbone", f"hf:{tiny_folder('llama')}", cwd=tmp_path)
+    assert "1 memories, 4 steps of 2 + 2 windows of 32 tokens" in out
+    rows = re.findall(r"^\| (.+) \| 64 \| (.+) \| [\d.]+ \| [\d.]+ \|.*\|$", out, flags=re.MULTILINE)
+    assert len(rows) == 8
+    assert {name for name, _ in rows} == {"scikit-learn", "Python's reference"}
+
+
+@pytest.mark.slow
 def test_sentiment_prints_accuracies(tiny_folder, tmp_path):
     model = f"hf:{tiny_folder('llama')}"  # which knows none of the words; that a real one does is in the language guide
     out = start("sentiment.py", "--shots", 8, "--draws", 1, "--backbone", model, cwd=tmp_path)

@@ -309,6 +309,16 @@ def _divided(by):
     return lambda x: x / by
 
 
+def test_fingerprints_leave_out_a_hash_that_differs_between_processes():
+    import transformers
+
+    configs = [transformers.GenerationConfig(max_new_tokens=n) for n in (3, 3, 4)]
+    for number, config in enumerate(configs):  # as transformers does with a configuration that it reads
+        config._original_object_hash = number
+    one, same, other = map(fingerprint, configs)
+    assert one == same != other
+
+
 def test_fingerprints_survive_copies_passes_and_threads(tiny_folder):
     module = Counting()
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), Counting()):

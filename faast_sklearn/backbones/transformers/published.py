@@ -11,11 +11,13 @@ from faast_sklearn.backbones.transformers.loading import absent_tensors
 from faast_sklearn.backbones.transformers.verbosity import quiet_transformers
 from faast_sklearn.errors import BackboneError
 
-__all__ = ["PublishedCheckpoint", "Readouts", "load_published", "published_settings"]
+__all__ = ["BASE_CONFIG", "PublishedCheckpoint", "Readouts", "load_published", "middle_layers", "published_settings"]
 
 _SUPPORTED = {"reader_type": "inverse", "extractor_type": "next-token", "interpreter_type": "projection"}
 _SCORER = "external.layers.{}.memory_reader.scorer.weight"
 _OUT_PROJ = "external.layers.{}.interpreter.out_proj.weight"
+# The base model's configuration in a checkpoint of this library; those of the authors have none.
+BASE_CONFIG = "base_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # The checkpoints name their base models without the owner.
 _OWNERS = {"gpt2": "openai-community/", "Qwen": "Qwen/", "Llama": "meta-llama/Meta-"}
@@ -52,6 +54,28 @@ class Readouts:
             for tensors in (self.scorers, self.out_projs)
         )
         return replace(self, scorers=scorers, out_projs=out_projs)
+
+    def tensors(self) -> dict:
+        """Return the tensors by their names in a checkpoint."""
+        scorers = {_SCORER.format(i): tensor for i, tensor in enumerate(self.scorers)}
+        return scorers | {_OUT_PROJ.format(i): tensor for i, tensor in enumerate(self.out_projs)}
+
+    def settings(self) -> dict:
+        """Return what a checkpoint's ``config.json`` says of them."""
+        numbers = {"reader_update_alpha": self.alpha, "memory_weight": self.weight}
+        return {"num_layers": len(self.scorers), **_SUPPORTED, **numbers}
+
+
+def middle_layers(depth: int, n: int) -> tuple:
+    """Return the blocks before which the n middle memories of a model of ``depth`` blocks sit: evenly spaced.
+
+    Examples
+    --------
+    >>> from faast_sklearn.backbones.transformers.published import middle_layers
+    >>> middle_layers(30, 2)
+    (10, 20)
+    """
+    return tuple(int(depth / (n + 1) * (i + 1)) for i in range(n))
 
 
 @dataclass(frozen=True)
@@ -104,11 +128,14 @@ def published_settings(source: Any) -> dict | None:
                 "supported."
             )
     n, alpha = settings.get("num_layers"), settings.get("reader_update_alpha", 1.0)
+    weight = settings.get("memory_weight", 0.9)  # the authors' code has 0.9, and no such setting
     if not isinstance(n, int) or isinstance(n, bool) or n < 0:
         raise BackboneError(f"the FAAST checkpoint {source.name!r} has num_layers={n!r}, expected 0 or more.")
     if not isinstance(alpha, (int, float)) or not alpha > 0:
         raise BackboneError(f"the FAAST checkpoint {source.name!r} has reader_update_alpha={alpha!r}, expected > 0.")
-    return {**settings, "reader_update_alpha": float(alpha)}
+    if not isinstance(weight, (int, float)) or not 0 < weight <= 1:
+        raise BackboneError(f"the FAAST checkpoint {source.name!r} has memory_weight={weight!r}, expected 0 to 1.")
+    return {**settings, "reader_update_alpha": float(alpha), "memory_weight": float(weight)}
 
 
 def load_published(source: Any, settings: dict, base_config: str | None, dtype: Any) -> "PublishedCheckpoint":
@@ -122,7 +149,8 @@ def load_published(source: Any, settings: dict, base_config: str | None, dtype: 
     settings : dict
         From :func:`published_settings`.
     base_config : str or None
-        Folder or ``config.json`` of the base model, or its name on the hub; by default the name in the checkpoint.
+        Folder or ``config.json`` of the base model, or its name on the hub; by default the checkpoint's own
+        copy, or the name that it has.
     dtype : torch.dtype
         Of the base model.
 
@@ -183,7 +211,7 @@ class _Folder:
 
 def _base_config(source, named, given):
     """Return the base model's configuration and where it came from."""
-    origin = given
+    origin = source.fetch(BASE_CONFIG) if given is None else given
     if origin is None:
         owner = next((owner for start, owner in _OWNERS.items() if str(named).startswith(start)), "")
         origin = str(named) if "/" in str(named) else f"{owner}{named}"
@@ -245,8 +273,9 @@ def _readouts(tensors, settings, config):
     return Readouts(
         tuple(tensors[_SCORER.format(i)] for i in range(n)),
         tuple(tensors[_OUT_PROJ.format(i)] for i in range(n)),
-        tuple(int(depth / (n + 1) * (i + 1)) for i in range(n)),
+        middle_layers(depth, n),
         settings["reader_update_alpha"],
+        settings["memory_weight"],
     ), []
 
 
