@@ -2,8 +2,8 @@
 
     python examples/benchmarks/lora.py --pairs FILE --test FILE [--rates 1e-3 2e-3 4e-3] [--epochs 1 3 10]
 
-Adapters of rank 8 (``peft``) train with AdamW, warm-up and a cosine on the tokens of the answers, in batches of 16 pairs
-whose order is shuffled in each epoch. They see the same prompts, are judged on the same tokens and write with the same
+Adapters of rank 8 (``peft``) train with AdamW, warm-up and a cosine on the tokens of the answers, in batches of 16
+pairs whose order is shuffled in each epoch. They see the same prompts, are judged on the same tokens and write with the same
 loop as FaastSeq2Seq. ``--modules`` restricts them to a part of the model: its attention, its MLPs, its last two blocks,
 or its output matrix. Among several rates, the best after one epoch on the first half of the test pairs is used; all
 figures are of the second half.
@@ -101,6 +101,10 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
+def print_row(*cells):
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", metavar="FILE", required=True, help="tab-separated pairs to learn from")
@@ -142,10 +146,9 @@ def main():
         finally:
             remove(lm)
 
-    print(
-        "| adapters | rate | epochs | NLL per token | next-token accuracy, % | BLEU | chrF | seconds | peak MiB | MiB kept |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    heads = ["adapters", "rate", "epochs", "NLL per token", "next-token accuracy, %", "BLEU", "chrF", "seconds"]
+    print_row(*heads, "peak MiB", "MiB kept")
+    print_row(*["---"] * 10)
     for modules in args.modules:
         losses = {}
         for rate in args.rates if len(args.rates) > 1 else []:
@@ -159,9 +162,7 @@ def main():
                 written = frozen.predict(X_test[half:])
             bleu, chrf = (text_score(written, y_test[half:], metric) for metric in ("bleu", "chrf"))
             quality = f"{scores['nll']:.3f} | {100 * scores['accuracy']:.1f} | {bleu:.1f} | {chrf:.1f}"
-            print(
-                f"| {modules} | {rate:g} | {epochs} | {quality} | {seconds:.1f} | {peak:.0f} | {kept:.1f} |", flush=True
-            )
+            print_row(modules, f"{rate:g}", epochs, quality, f"{seconds:.1f}", f"{peak:.0f}", f"{kept:.1f}")
 
 
 if __name__ == "__main__":

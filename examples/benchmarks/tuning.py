@@ -13,8 +13,8 @@ to learn. Batch norm keeps its statistics, which a few examples would make worse
 best of three *in hindsight*, chosen on the test data separately in each cell and for each method.
 
 Each cell is accuracy in percent / seconds to train, means over draws. Seconds are those of the processor, all threads
-together, so that other programs on the machine count little; on a GPU, of the clock. They begin with files or texts and an open backbone, and
-are those of one rate, without the search.
+together, so that other programs on the machine count little; on a GPU, of the clock. They begin with files or texts
+and an open backbone, and are those of one rate, without the search.
 """
 
 import argparse

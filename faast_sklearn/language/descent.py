@@ -1,8 +1,8 @@
 """Further closed-form steps on kept tokens, as long as held-out tokens gain.
 
 Hidden states do not depend on residual fast weights, so a step needs the states of learnt tokens and no pass of the
-network. Each is the first one again, at other weights: the negative gradient ``C(W) = Kᵀ(Y − P(W))E / n``, preconditioned
-by ``f(G)`` on the side of the keys and by the damped curvature on that of the embeddings, both as in
+network. Each is the first one again, at other weights: the negative gradient ``C(W) = Kᵀ(Y − P(W))E / n``,
+preconditioned by ``f(G)`` on the side of the keys and by the damped curvature on that of the embeddings, both as in
 :mod:`~faast_sklearn.language.solving`. Directions are conjugate (Polak and Ribière's formula, in the metric of the
 preconditioner). The length of each step is the best of a few on held-out tokens, which thereby also say when to stop.
 
