@@ -20,7 +20,7 @@ from faast_sklearn.language.solving import step_filter
 
 __all__ = ["Descent", "Tokens"]
 
-_LENGTHS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+_LENGTHS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _LEAST_GAIN = 1e-3  # nats per token; a smaller gain is the last
 
 
@@ -30,7 +30,7 @@ class Tokens:
 
     Parameters
     ----------
-    keys : torch.Tensor of shape (t, d), float32
+    keys : torch.Tensor of shape (t, d)
     targets : torch.Tensor of shape (t,), int64
     read : torch.Tensor of shape (t,)
         What the shift's reader reads from each key.
@@ -76,23 +76,23 @@ class Descent:
         targets: torch.Tensor,
     ) -> None:
         self.shortlist = Shortlist(lm, moments, shift)
-        self.reader = reader.to(lm.device)
+        self.reader = reader.to(lm.device, self.shortlist.dtype)
         self.kept = self.tokens(keys, targets)
         self.vectors, self.factor = spectrum.vectors, factor
         self.filter = step_filter(moments, spectrum, alpha)
         self.missing = None
         if len(keys) < moments.n_tokens - 0.5:
-            own = self._gradient(torch.zeros(factor.shape, device=lm.device))
+            own = self._gradient(self.kept.keys.new_zeros(factor.shape))
             self.missing = moments.memory.cross / moments.n_tokens - own
 
     def tokens(self, keys: torch.Tensor, targets: torch.Tensor) -> Tokens:
         """Return keys and targets with what does not change from step to step."""
-        keys = keys.to(self.reader.device, torch.float32)
+        keys = keys.to(self.reader)
         read = keys @ self.reader
         return Tokens(keys, targets.to(keys.device), read, self.shortlist.rest(keys, read))
 
     def run(self, most: int, held: Tokens | None = None, lengths: Any = None) -> tuple[torch.Tensor, list[float]]:
-        """Take steps, and return the update (d, d), float32, and their lengths.
+        """Take steps, and return the update (d, d) and their lengths.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class Descent:
             In place of ``held``: the lengths of all steps.
         """
         kept, taken = self.kept, []
-        update = torch.zeros(self.factor.shape, device=kept.keys.device)
+        update = kept.keys.new_zeros(self.factor.shape)
         direction = before = None
         last = float("inf")
         for i in range(most if lengths is None else len(lengths)):
@@ -120,7 +120,7 @@ class Descent:
                 change = ((gradient - before[0]) * step).sum() / norm
                 direction = step + change.clamp(0, 1) * direction
             before = gradient, step
-            ahead = (self.vectors @ direction).float().to(update.device)
+            ahead = (self.vectors @ direction).to(update.dtype).to(update.device)
             if lengths is None:
                 losses = self.shortlist.losses_along(
                     held.keys, held.targets, held.read, held.rest, update, ahead, _LENGTHS

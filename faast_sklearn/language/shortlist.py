@@ -30,19 +30,24 @@ class Shortlist:
     """
 
     def __init__(self, lm: Any, moments: Any, shift: torch.Tensor) -> None:
-        counts, probability = moments.counts.to(lm.device), moments.probability.to(lm.device)
+        counts, probability = moments.counts, moments.probability
         n_tokens = len(counts)
         size = min(n_tokens, max(_MOST, int((counts > 0.5).sum())))
         first = probability + (counts > 0.5) * (1 + probability.sum())
-        self.lm, self.tokens = lm, first.topk(size).indices.sort().values
-        self.matrix = lm.head.weight.detach()[self.tokens].float()
-        self.shift = shift.to(lm.device)
+        self.lm, self.tokens = lm, first.topk(size).indices.sort().values.to(lm.device)
+        # Losses of tokens need float32 at least, whatever the model's own type.
+        self.dtype = torch.float64 if lm.dtype == torch.float64 else torch.float32
+        self.matrix = self._rows(self.tokens)
+        self.shift = shift.to(lm.device, self.dtype)
         self.position = torch.full((n_tokens,), -1, device=lm.device)
         self.position[self.tokens] = torch.arange(size, device=lm.device)
         self.others = (self.position < 0).nonzero()[:, 0]
         if len(self.others):
-            weight = probability[self.others].clamp_min(0).float() + torch.finfo(torch.float32).tiny
-            self.mean = (weight / weight.sum()) @ lm.head.weight.detach()[self.others].float()
+            weight = probability[self.others.to(probability.device)].clamp_min(torch.finfo(torch.float64).tiny)
+            self.mean = (weight / weight.sum()).to(self.dtype).to(lm.device) @ self._rows(self.others)
+
+    def _rows(self, tokens):
+        return self.lm.head.weight.detach()[tokens].to(self.dtype)
 
     def chunks(self, n: int) -> Any:
         """Yield slices of n rows whose logits fit in memory."""
@@ -54,7 +59,7 @@ class Shortlist:
         """Return the logit of all others in the frozen model with the shift; shape (t,). O(t V d)."""
         if not len(self.others):
             return torch.empty((len(keys), 0), device=keys.device)
-        matrix, bias = self.lm.head.weight.detach()[self.others].float(), self.lm.head.bias
+        matrix, bias = self._rows(self.others), self.lm.head.bias
         found, size = [], max(1, _MOST_LOGITS // len(self.others))
         with frozen(self.lm.module):
             for start in range(0, len(keys), size):
@@ -69,11 +74,11 @@ class Shortlist:
         """Return the output matrix's result for the shortlist, with the shift; shape (t, s)."""
         raw = torch.addcmul(states @ self.matrix.T, read[:, None], self.shift[self.tokens])
         bias = self.lm.head.bias
-        return raw if bias is None else raw + bias[self.tokens].float()
+        return raw if bias is None else raw + bias[self.tokens].to(self.dtype)
 
     def logits(self, raw: torch.Tensor, rest: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Return the logits of the shortlist and of the rest, whose states moved by ``moved`` (t, d)."""
-        logits = self.lm.finish(raw, self.tokens).float()
+        logits = self.lm.finish(raw, self.tokens)
         if not len(self.others):
             return logits
         return torch.cat([logits, rest + self.lm.finish.scale * (moved @ self.mean)[:, None]], 1)
