@@ -4,9 +4,9 @@
 
 Adapters of rank 8 (``peft``) train with AdamW, warm-up and a cosine on the tokens of the answers, in batches of 16
 pairs whose order is shuffled in each epoch. They see the same prompts, are judged on the same tokens and write with
-the same loop as FaastSeq2Seq. ``--modules`` restricts them to a part of the model: its attention, its MLPs, its last two blocks,
-or its output matrix. Among several rates, the best after one epoch on the first half of the test pairs is used; all
-figures are of the second half.
+the same loop as FaastSeq2Seq. ``--modules`` restricts them to a part of the model: its attention, its MLPs, its last
+two blocks, or its output matrix. Among several rates, the best after one epoch on the first half of the test pairs is
+used; all figures are of the second half.
 """
 
 import argparse
