@@ -68,11 +68,12 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         "auto" is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
     memory_weight : "auto" or float, default="auto"
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
-        tokens (``fit`` and ``partial_fit`` keep a reserve of at most 1,024) and is 0 unless the fast weights beat the
+        tokens (at most 1,024 of the kept ones) and is 0 unless the fast weights beat the
         frozen model by two standard errors. With ``choices``, only tokens at which the choices differ count.
     max_iter : int, default=20
         Most closed-form steps. The first is of all learnt tokens; further ones follow if ``memory_weight`` is "auto",
-        ``target`` "residual" and ``solver`` "ridge", as long as held-out tokens gain, and cost no pass of the network.
+        ``target`` "residual" and ``solver`` "ridge", as long as held-out tokens gain. They need the hidden states of
+        learnt tokens, of which at most 32,768 are kept, and no pass of the network.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
     template : None, str or callable, default=None
@@ -102,7 +103,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     moments_ : LanguageMoments
         Statistics of everything learnt; their size does not grow with the data.
     alpha_, memory_weight_, shift_weight_ : float
-        The regulariser used, the strength of the step, and that of the shift; after :meth:`refine`, those of the last
+        The regulariser of the first step, its strength, and that of the shift; after :meth:`refine`, those of the last
         step.
     condition_ : float or None
         Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None if
@@ -117,8 +118,10 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     Notes
     -----
     Learning costs a forward pass, two products of the learnt tokens with the output matrix, and O(d²) per token.
-    Statistics take ``24 (d² + V)`` bytes for a vocabulary of V tokens. The solve costs O(d³ + V d²) and a few passes of
-    the reserve through the output matrix; it runs at the first prediction after a change.
+    Statistics take ``32 d² + 24 V`` bytes for a vocabulary of V tokens, and the kept states ``4 d`` bytes per token in
+    float32, at most 75 MB at d = 576. The solve costs O(d³ + V d²), a few passes of the held-out tokens through the
+    output matrix, and for each step a pass of the kept tokens through the rows of 4,096 tokens; it runs at the first
+    prediction after a change.
 
     References
     ----------
