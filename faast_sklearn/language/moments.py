@@ -28,7 +28,7 @@ class TokenMoments(Stateful):
         ``curvature`` it gives the curvature of the loss. None for ``target="embedding"``.
     counts, probability, curvature : torch.Tensor of shape (vocabulary,), float64, or None
         How often each token came, the sum of its probabilities, and the sum of probability times squared
-        slope of the logit. None for ``target="embedding"``.
+        slope of the logit. None for ``target="embedding"``. Choices have counts alone, one for each edge of their tree.
     loss : float
         Sum of the frozen model's negative log-likelihoods, natural logarithm.
     """
@@ -172,7 +172,7 @@ class LanguageMoments(Stateful):
         return _Outline(
             tuple(output.memory.cross.shape),
             None if output.expected is None else output.expected.n_features,
-            None if output.counts is None else len(output.counts),
+            [None if v is None else len(v) for v in (output.counts, output.probability, output.curvature)],
             [tuple(part.cross.shape) for part in self.middle],
         )
 
@@ -183,8 +183,8 @@ class LanguageMoments(Stateful):
 class _Outline:
     """Widths of the moments of a language model; None for parts that it lacks."""
 
-    def __init__(self, memory, expected, vocabulary, middle):
-        self.memory, self.expected, self.vocabulary, self.middle = memory, expected, vocabulary, middle
+    def __init__(self, memory, expected, vectors, middle):
+        self.memory, self.expected, self.vectors, self.middle = memory, expected, vectors, middle
 
     def __add__(self, other):
         if vars(self) != vars(other):
@@ -200,9 +200,7 @@ class _Outline:
         return LanguageMoments(output, middle, reserve, int(ranks.each(moments.n_samples).sum()))
 
     def _empty(self):
-        vectors = [None] * 3
-        if self.vocabulary is not None:
-            vectors = [torch.zeros(self.vocabulary, dtype=torch.float64) for _ in vectors]
+        vectors: Any = [None if v is None else torch.zeros(v, dtype=torch.float64) for v in self.vectors]
         expected = None if self.expected is None else Scatter.empty(self.expected)
         output = TokenMoments(CrossMoments.empty(*self.memory), expected, *vectors)
         return LanguageMoments(output, [CrossMoments.empty(*shape) for shape in self.middle])
