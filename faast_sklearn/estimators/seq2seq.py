@@ -22,7 +22,7 @@ from faast_sklearn.estimators.turns import changing
 from faast_sklearn.features.loop import stream_features
 from faast_sklearn.features.readers import in_order
 from faast_sklearn.inputs.samples import as_samples
-from faast_sklearn.language.choices import ChoiceScorer, deciding_tokens, refuse_other_targets
+from faast_sklearn.language.choices import ChoicePass, ChoiceScorer, choice_tree, refuse_other_targets
 from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weight_lm import FastWeightLM
 from faast_sklearn.language.generation import Generator
@@ -279,9 +279,11 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
                     "refine takes further steps on the loss, which needs target='residual' and a model without "
                     "memories of its own."
                 )
-            before, among = self._current(), self._among(lm.model)
+            before = self._current()
+            if before.settings["among"] is not None:
+                raise ValueError("refine takes further steps on the loss, and choices are learnt in a single step.")
             # The tokens that choose the strength of this step were not used in an earlier step.
-            first = lm.problem_of(before.moments, among=among, base=before.settings["base"], hold_out=True)
+            first = lm.problem_of(before.moments, base=before.settings["base"], hold_out=True)
             base = first.solved(lm.model).weights
             moments = self._moments_of(lm, self._exchanges(lm.model, X, y), "refine", base)
             if not moments.same_texts(before.moments):
@@ -289,7 +291,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
                     f"refine needs the {before.moments.n_samples} samples that were learnt, but these are other texts; "
                     "add texts with partial_fit first."
                 )
-            self.__dict__.update(self._state_of_problem(lm.problem_of(moments, among=among, base=base)))
+            self.__dict__.update(self._state_of_problem(lm.problem_of(moments, base=base)))
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -492,13 +494,18 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         return Statistics(moments, {"device_": str(lm.device)})
 
     def _moments_of(self, lm, exchanges, what, base=None):
-        learner = LearningPass(lm.model, lm.target, self.learn_from, base)
+        tree = self._tree(lm.model) if lm.target == "residual" else None
+        learner = (
+            LearningPass(lm.model, lm.target, self.learn_from, base) if tree is None else ChoicePass(lm.model, tree)
+        )
         with closing(self._stream(learner, exchanges, what)) as stream:
             return functools.reduce(operator.add, (seen.moments for _, seen in stream))
 
     def _exchanges(self, lm, X, y, learnt=True):
         prompts = Prompts(lm, self.template)
-        if y is not None and self.choices is not None and learnt:
+        if self.choices is not None and learnt:
+            if y is None:
+                raise InputError("y is None; choices are learnt from sources and the right choice for each.")
             refuse_other_targets(targets_of(y), self.choices)
         return prompts.texts(X) if y is None else prompts.pairs(X, y)
 
@@ -510,11 +517,13 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         ):
             yield from stream
 
-    def _among(self, lm):
-        """Return the tokens in which choices differ, sorted; None without choices."""
-        if self.choices is None:
-            return None
-        return tuple(sorted(deciding_tokens(Prompts(lm, self.template), self.choices))) or None
+    def _tree(self, lm):
+        """Return the tree of choices; None if there is nothing to choose."""
+        tree = None if self.choices is None else choice_tree(Prompts(lm, self.template), self.choices)
+        return tree if tree is not None and tree.nodes else None
+
+    def _settings_of_statistics(self):
+        return {**super()._settings_of_statistics(), "choices": None if self.choices is None else tuple(self.choices)}
 
     def _known(self, *, opened=False):
         if opened:
@@ -524,11 +533,18 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
                 f"this {type(self).__name__} was refined, so texts can neither be added nor forgotten; fit it to "
                 "all texts, then refine."
             )
+        output = self._problem.moments.output
+        if self._problem.settings["among"] is not None and output.expected is not None:
+            raise InputError(
+                f"this {type(self).__name__} learnt its choices with an earlier version, and its statistics cannot be "
+                "added to those of this one; fit it again."
+            )
         return super()._known()
 
     def _state_of(self, statistics):
         lm = self._frozen_lm(self._open_backbone())
-        return self._state_of_problem(lm.problem_of(statistics.moments, among=self._among(lm.model)))
+        tree = self._tree(lm.model)
+        return self._state_of_problem(lm.problem_of(statistics.moments, among=None if tree is None else tree.nodes))
 
     def _state_of_problem(self, problem):
         moments = problem.moments

@@ -13,9 +13,9 @@ from faast_sklearn.language.tokens import raw_logits, row_chunks
 __all__ = ["HeldOut", "best_weights", "interpolation_weight", "is_better", "losses_at", "losses_before", "losses_with"]
 
 _MOST_STEPS = 8
-# Prior mean and standard deviation of both weights where answers are choices: a sample then has one deciding token,
-# and Newton's method would overfit a few dozen tokens.
-_PRIOR = (0.5, 2.0)
+# Prior mean of the weights, and standard deviation of both, where answers are choices: a sample then has about one
+# deciding token, and Newton's method would overfit a few dozen tokens.
+_PRIOR = ((0.5, 1.0), 1.0)
 _CERTAINTY = 0.977  # one-sided confidence that a gain has to reach: two standard errors with many samples
 _LEAST_GAIN = 1e-3  # nats per token; a smaller gain ends the search
 _INTERPOLATIONS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
@@ -64,7 +64,7 @@ def best_weights(lm: Any, held: list, start: Any) -> tuple:
 
     Without a soft cap, logits are linear in the two weights, so the loss is convex. Newton's method with backtracking
     takes a few passes over the held-out tokens, O(t V d) each. With ``among``, a weak prior keeps the weights near 0.5
-    while there are few samples.
+    and 1 while there are few samples.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def losses_at(lm: Any, held: Any, weights: Any) -> Any:
 
 def losses_before(lm: Any, held: Any) -> Any:
     """Return each held-out token's loss without what was learnt; a tensor of shape (t,), float64."""
-    return _losses(lm, held, lambda part, keys: raw_logits(lm, keys, part.base))
+    return _losses(lm, held, lambda part, keys: _raw(lm, part, keys))
 
 
 def losses_with(lm: Any, held: Any, weights: Any) -> Any:
@@ -129,7 +129,7 @@ def _add_prior(held, at, losses, gradient, hessian):
     value = float(losses.sum())
     if held[0].among is None:
         return value, gradient, hessian
-    mean, spread = _PRIOR
+    mean, spread = torch.tensor(_PRIOR[0], dtype=torch.float64), _PRIOR[1]
     off = (at - mean) / spread
     return value + float(off @ off) / 2, gradient + off / spread, hessian + torch.eye(2).double() / spread**2
 
@@ -144,18 +144,21 @@ def _sweep(lm, held, at):
             learnt = part.learnt
             matrix = lm.head.weight if part.among is None else lm.head.weight[part.among]
             # Statistics and model may be on different devices.
-            update, reader, shift = (t.to(matrix.device) for t in (learnt.update, learnt.reader, learnt.shift))
-            update, shift = update.to(matrix.dtype), _among(part, shift)
+            update, shift = (t.to(matrix.device) for t in (learnt.update, learnt.shift))
+            update = update.to(matrix.dtype)
             for rows in row_chunks(len(part.targets), lm.head.out_features):
                 keys, wanted = part.keys[rows], part.targets[rows, None]
-                raw = _among(part, raw_logits(lm, keys, part.base)).float()
-                moved = linear(keys @ update, matrix).float()
-                read = (keys.float() @ reader)[:, None]
-                raw.add_(moved, alpha=first).addcmul_(read * second, shift)
+                raw = _raw(lm, part, keys).float()
+                if learnt.tokens is not None:
+                    moved, shifted = (keys @ update).float(), keys.float() @ shift
+                    raw.add_(keys.float() @ learnt.fixed.to(matrix.device))
+                else:
+                    moved = linear(keys @ update, matrix).float()
+                    shifted = (keys.float() @ learnt.reader.to(matrix.device))[:, None] * shift
+                raw.add_(moved, alpha=first).add_(shifted, alpha=second)
                 slope = lm.finish.slope(raw)
                 log_p = lm.finish(raw, part.among).float().log_softmax(1)
                 losses.append(-log_p.gather(1, wanted)[:, 0])
-                shifted = read * shift
                 if not isinstance(slope, float) or slope != 1:
                     moved, shifted = moved * slope, shifted * slope
                 p = log_p.exp_()
@@ -218,14 +221,17 @@ def interpolation_weight(lm: Any, held: list) -> tuple:
 def _interpolated(lm, held, r):
     def raw(part, keys):
         states = keys if r == 0 else (1 - r) * keys + r * (keys @ part.learnt.to(keys.dtype))
-        return raw_logits(lm, lm.normalise(states))
+        return _raw(lm, part, lm.normalise(states))
 
     return _losses(lm, held, raw)
 
 
-def _among(part, vocabulary):
-    """Select the tokens of ``among`` from the last axis of a tensor, the vocabulary."""
-    return vocabulary if part.among is None else vocabulary[..., part.among]
+def _raw(lm, part, keys):
+    """Return the output matrix's result for the tokens to choose from."""
+    if part.among is None:
+        return raw_logits(lm, keys, part.base)
+    bias = lm.head.bias
+    return torch.nn.functional.linear(keys, lm.head.weight[part.among], None if bias is None else bias[part.among])
 
 
 def _losses(lm, held, raw):
@@ -234,6 +240,6 @@ def _losses(lm, held, raw):
     with frozen(lm.module):
         for part in held:
             for rows in row_chunks(len(part.targets), lm.head.out_features):
-                logits = lm.finish(_among(part, raw(part, part.keys[rows])), part.among)
+                logits = lm.finish(raw(part, part.keys[rows]), part.among)
                 losses.append(-logits.float().log_softmax(1).gather(1, part.targets[rows, None])[:, 0])
     return torch.cat(losses).cpu().double()

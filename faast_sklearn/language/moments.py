@@ -28,7 +28,7 @@ class TokenMoments(Stateful):
         ``curvature`` it gives the curvature of the loss. None for ``target="embedding"``.
     counts, probability, curvature : torch.Tensor of shape (vocabulary,), float64, or None
         How often each token came, the sum of its probabilities, and the sum of probability times squared
-        slope of the logit. None for ``target="embedding"``.
+        slope of the logit. None for ``target="embedding"``. Choices have counts alone, one for each edge of their tree.
     loss : float
         Sum of the frozen model's negative log-likelihoods, natural logarithm.
     prompts : Scatter, default=None
@@ -184,7 +184,7 @@ class LanguageMoments(Stateful):
         return _Outline(
             tuple(output.memory.cross.shape),
             None if output.expected is None else output.expected.n_features,
-            None if output.counts is None else len(output.counts),
+            [None if v is None else len(v) for v in (output.counts, output.probability, output.curvature)],
             [tuple(part.cross.shape) for part in self.middle],
             output.prompts is not None,
         )
@@ -196,8 +196,8 @@ class LanguageMoments(Stateful):
 class _Outline:
     """Widths of the moments of a language model; None for parts that it lacks."""
 
-    def __init__(self, memory, expected, vocabulary, middle, prompts):
-        self.memory, self.expected, self.vocabulary, self.middle = memory, expected, vocabulary, middle
+    def __init__(self, memory, expected, vectors, middle, prompts):
+        self.memory, self.expected, self.vectors, self.middle = memory, expected, vectors, middle
         self.prompts = prompts
 
     def __add__(self, other):
@@ -214,9 +214,7 @@ class _Outline:
         return LanguageMoments(output, middle, reserve, int(ranks.each(moments.n_samples).sum()))
 
     def _empty(self):
-        vectors = [None] * 3
-        if self.vocabulary is not None:
-            vectors = [torch.zeros(self.vocabulary, dtype=torch.float64) for _ in vectors]
+        vectors: Any = [None if v is None else torch.zeros(v, dtype=torch.float64) for v in self.vectors]
         expected = None if self.expected is None else Scatter.empty(self.expected)
         prompts = Scatter.empty(self.memory[0]) if self.prompts else None
         output = TokenMoments(CrossMoments.empty(*self.memory), expected, *vectors, prompts=prompts)

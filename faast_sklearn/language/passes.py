@@ -9,6 +9,7 @@ import torch
 
 from faast_sklearn.backbones.base import Batch, ForwardPass
 from faast_sklearn.backbones.device import moments_device
+from faast_sklearn.language.choice_weights import choice_moments
 from faast_sklearn.language.moments import LanguageMoments
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.reserve import Reserve, digest
@@ -43,6 +44,7 @@ def observe(
     *,
     target: Literal["residual", "embedding"],
     weights: Any = None,
+    nodes: Sequence | None = None,
 ) -> "Observation":
     """Run the frozen model over a batch and return the statistics of its tokens.
 
@@ -60,22 +62,28 @@ def observe(
     target : {"residual", "embedding"}
     weights : FastWeights, default=None
         Residuals are those of the model with these weights; by default of the frozen model.
+    nodes : sequence of sequences of int, default=None
+        Of a :class:`~faast_sklearn.language.choices.ChoiceTree`, if ``targets`` are its edges.
 
     Returns
     -------
     Observation
     """
     layers = lm.readouts.layer_indices if lm.readouts is not None else ()
-    seen = where | _prompts(lm, inputs, where) if target == "residual" else where
+    plain = target == "residual" and nodes is None
+    seen = where | _prompts(lm, inputs, where) if plain else where
     found, states = hidden_states(lm, inputs, seen, target, layers)
     learnt = where[seen]
     keys, wanted = found[learnt].clone(), targets[where]  # outputs of a frozen pass must not be changed in place
     lengths = where.sum(1)
-    output = token_moments(lm, target, keys, wanted, weights)
-    if target == "residual":
-        output = output.with_prompts(_scatter(found[~learnt].to(output.device)))
-    middle = [_middle_moments(lm, k, part, where) for k, part in enumerate(states)]
     device = moments_device(lm.device)
+    if nodes is None:
+        output = token_moments(lm, target, keys, wanted, weights)
+        if plain:
+            output = output.with_prompts(_scatter(found[~learnt].to(device)))
+        middle = [_middle_moments(lm, k, part, where) for k, part in enumerate(states)]
+    else:
+        output, middle = choice_moments(keys.to(device), wanted, nodes)
     reserve = Reserve.of_tokens(digests, keys.to(device), wanted.to(device), lengths.tolist())
     moments = LanguageMoments(output, middle, reserve, len(where))
     rows = torch.arange(len(where), device=where.device).repeat_interleave(lengths)
@@ -197,11 +205,13 @@ class LearningPass(_AnswerPass):
         super().__init__(lm, learn_from)
         self.target = target
         self.weights = weights
+        self.nodes: Sequence | None = None
 
     def forward(self, batch: Any) -> Any:
         """Return the statistics of the batch."""
         inputs, where, targets, digests = self._on_device(batch)
-        return observe(self.lm, inputs, where, targets, digests, target=self.target, weights=self.weights)
+        how: dict[str, Any] = {"target": self.target, "weights": self.weights, "nodes": self.nodes}
+        return observe(self.lm, inputs, where, targets, digests, **how)
 
     def finite(self, output: Any) -> Any:
         """Return whether the hidden states of each sample are finite."""

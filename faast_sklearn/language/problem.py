@@ -20,6 +20,11 @@ from faast_sklearn.language.calibration import (
     losses_before,
     losses_with,
 )
+from faast_sklearn.language.choice_weights import (
+    choice_directions,
+    choice_fast_weights,
+    choice_moments,
+)
 from faast_sklearn.language.descent import Descent
 from faast_sklearn.language.fast_weights import FastWeights, Middle
 from faast_sklearn.language.moments import LanguageMoments
@@ -44,6 +49,8 @@ __all__ = ["SolvedWeights", "WeightProblem", "check_settings", "solve_weights"]
 # Strengths of step and shift at memory_weight=1.
 _UNIT = (1.0, 0.75)
 _FEW_TOKENS = 4000.0
+# Strengths of the discriminant and of the frozen model if nothing is held out: the prior of the search.
+_FEW_CHOICES = (0.5, 1.0)
 _MIDDLE_ALPHA = {"ridge": 0.1, "pinv": 0.5}
 # Of further steps. 0.1 and 0.5 are equally good on 19,000 and 56,000 tokens of translations and 2,300 of short answers.
 _FURTHER_ALPHA = 0.3
@@ -135,9 +142,11 @@ def solve_weights(
     max_iter : int, default=1
         Most closed-form steps; further ones need ``memory_weight="auto"``, ``target="residual"``, ``solver="ridge"``
         and a model without ``base``.
-    among : sequence of int, default=None
-        If only some answers are possible, the tokens at which they differ: strengths then minimise the loss of a
-        softmax over these tokens, by default of one over the whole vocabulary.
+    among : sequence of sequences of int, default=None
+        If only some answers are possible, the nodes of their tree, see
+        :class:`~faast_sklearn.language.choices.ChoiceTree`: the tokens that may follow, node by node. With
+        ``target="residual"`` moments are then those of its edges, and losses are of a softmax over the tokens of each
+        node; with "embedding", over those of all nodes. By default it is over the whole vocabulary.
     base : FastWeights, default=None
         Weights at which residuals were taken; the result includes them. By default the frozen model.
     hold_out : bool, default=False
@@ -153,10 +162,60 @@ def solve_weights(
         return _published(lm, moments, alpha, memory_weight)
     if target == "embedding":
         return _embedding(lm, moments, solver, alpha, memory_weight, among)
-    return _residual(lm, moments, solver, alpha, memory_weight, max_iter, among, base, hold_out)
+    if among is not None:
+        return _choices(lm, moments, solver, alpha, memory_weight, among)
+    return _residual(lm, moments, solver, alpha, memory_weight, max_iter, base, hold_out)
 
 
-def _residual(lm, moments, solver, alpha, memory_weight, max_iter, among, base, hold_out):
+def _choices(lm, moments, solver, alpha, memory_weight, nodes):
+    """Solve for a discriminant between the tokens that decide; its strengths are chosen on held-out samples."""
+    directions, solutions = choice_directions(lm, moments, nodes, solver, alpha)
+    parts, loss, share = [], None, 1.0
+    if memory_weight == "auto":
+
+        def statistics(keys, edges):
+            return LanguageMoments(*choice_moments(keys.to(moments.output.device), edges, nodes))
+
+        for part in _left_out(lm, moments, moments, statistics):
+            learnt, (found, _) = part.learnt, choice_directions(lm, part.learnt, nodes, solver, alpha)
+            parts += _by_node(part.learning(found), nodes, learnt.output.counts.to(lm.device) > 0.5)
+    if memory_weight != "auto":
+        strengths, share = (float(memory_weight), _FEW_CHOICES[1]), min(float(memory_weight), 1.0)
+    elif not parts:
+        strengths = _FEW_CHOICES
+    else:
+        strengths, losses = best_weights(lm, parts, _FEW_CHOICES)
+        before = losses_before(lm, parts)
+        if not losses.sum() < before.sum():
+            strengths, losses = (0.0, 0.0), before
+        loss = float(losses.mean())
+    condition, weights = None, FastWeights("residual", None)
+    if any(strengths):
+        weights = choice_fast_weights(lm, directions, *strengths, share)
+        for solution in solutions[:1]:
+            condition, keys = solution.condition, moments.output.memory.keys
+            how = {"solver": solver, "alpha": solution.alpha, "intercept": True}
+            warn_if_ill_conditioned(condition, keys, moments.output.n_tokens, **how)
+    alpha = solutions[0].alpha if solutions else 0.0 if alpha == "auto" else alpha
+    return SolvedWeights(weights, float(alpha), *strengths, loss, condition)
+
+
+def _by_node(part, nodes, known):
+    """Split held-out edges by the node of the tree, without the edges of which no example was learnt."""
+    split, start = [], 0
+    for tokens in nodes:
+        edges = torch.arange(start, start + len(tokens), device=part.targets.device)
+        edges, start = edges[known[edges]], start + len(tokens)
+        at = torch.isin(part.targets, edges)
+        if len(edges) > 1 and bool(at.any()):
+            among = torch.tensor([token for node in nodes for token in node], device=edges.device)[edges]
+            rows = {name: getattr(part, name)[at] for name in ("keys", "samples")}
+            targets = torch.searchsorted(edges, part.targets[at])
+            split.append(HeldOut(**rows, targets=targets, learnt=part.learnt.of(among), among=among))
+    return split
+
+
+def _residual(lm, moments, solver, alpha, memory_weight, max_iter, base, hold_out):
     output = moments.output
     damped = curvature(lm, output)
     factor = damped(DAMPING)
@@ -164,8 +223,10 @@ def _residual(lm, moments, solver, alpha, memory_weight, max_iter, among, base, 
     automatic = memory_weight == "auto"
     single = hold_out or base is not None
     needed = automatic or alpha == "auto" or hold_out
-    parts = _left_out(lm, moments, "residual", among, base, single) if needed else []
-    strengths = _few(output, among) if automatic else tuple(memory_weight * w for w in _UNIT)
+    statistics = functools.partial(token_moments, lm, "residual", weights=base)
+    parts = _left_out(lm, moments, output, statistics, base, single) if needed else []
+    parts = [part.learning(part.learnt.with_prompts(output.prompts)) for part in parts]
+    strengths = _few(output) if automatic else tuple(memory_weight * w for w in _UNIT)
     spectra = [token_spectrum(part.learnt) for part in parts]  # the same for every alpha
 
     def trial(alpha, start, most=None):
@@ -203,7 +264,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, max_iter, among, base, 
         _warn(condition, learnt.memory, solver, alpha)
         reader, shift = found.reader[:, None], second * found.shift[None]
         weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))
-    if parts and automatic and first and max_iter > 1 and solver == "ridge" and among is None and base is None:
+    if parts and automatic and first and max_iter > 1 and solver == "ridge" and base is None:
         directions = residual_directions(parts[0].learnt, spectra[0], factor, solver, alpha, lm.finish.scale)
         start = parts[0].learning(directions)
         further = _further(lm, moments, parts[0], start, (first, second), spectra[0], damped, further_alpha, max_iter)
@@ -247,10 +308,8 @@ def _warn(condition, memory, solver, alpha):
     warn_if_ill_conditioned(condition, memory.keys, memory.weight, solver=solver, alpha=alpha, intercept=False)
 
 
-def _few(output, among):
+def _few(output):
     """Return strengths that are safe with few tokens: the start of the search, or final if nothing is held out."""
-    if among is not None:
-        return (0.1, 0.0)  # strong weights easily spoil choices
     return (output.n_tokens / (output.n_tokens + _FEW_TOKENS), 0.5)
 
 
@@ -258,9 +317,13 @@ def _embedding(lm, moments, solver, alpha, memory_weight, among):
     solution = associative_weights(moments.output.memory, solver, alpha)
     loss = None
     if memory_weight == "auto":
+        parts = _left_out(lm, moments, moments.output, functools.partial(token_moments, lm, "embedding"))
+        if among is not None:
+            chosen = torch.tensor(sorted({token for node in among for token in node}), device=lm.device)
+            parts = [part for part in (part.choosing(chosen) for part in parts) if len(part.targets)]
         held = [
             part.learning(_cast(lm, associative_weights(part.learnt.memory, solver, solution.alpha).weights))
-            for part in _left_out(lm, moments, "embedding", among)
+            for part in parts
         ]
         memory_weight, loss = interpolation_weight(lm, held) if held else (0.9, None)
     if memory_weight == 0:
@@ -294,27 +357,22 @@ def _cast(lm, tensor):
     return tensor.to(device=lm.device, dtype=lm.dtype)
 
 
-def _left_out(lm, moments, target, among=None, base=None, single=False):
-    """Return parts of held-out tokens, each with the statistics of all other tokens; if ``single`` only the first."""
-    reserve, total = moments.reserve, moments.output
-    folds = reserve.folds(total.n_tokens)
+def _left_out(lm, moments, total, statistics, base=None, single=False):
+    """Return parts of held-out tokens, each with the statistics of all other tokens; if ``single`` only the first.
+
+    ``statistics`` is a function of keys and targets; ``total`` are the statistics of everything.
+    """
+    reserve, n_tokens = moments.reserve, moments.output.n_tokens
+    folds = reserve.folds(n_tokens)
     parts = []
     for fold in folds[:1] if single else folds:
         keys, targets, samples = (tensor.to(lm.device) for tensor in reserve.rows(fold))
-        own = token_moments(lm, target, keys, targets, base)
-        parts.append(HeldOut(keys, targets, samples, own, base))
-    if sum(len(part.targets) for part in parts) < total.n_tokens or single:
-        parts = [part.learning(total - part.learnt) for part in parts]
-    else:
-        # The folds have all tokens. Adding up the other parts, instead of subtracting, keeps few tokens as few rows.
-        others = [[other.learnt for other in parts if other is not part] for part in parts]
-        parts = [part.learning(functools.reduce(operator.add, o)) for part, o in zip(parts, others, strict=True)]
-    if target == "residual":
-        parts = [part.learning(part.learnt.with_prompts(total.prompts)) for part in parts]
-    if among is None:
-        return parts
-    chosen = torch.tensor(sorted(among), device=lm.device)
-    return [part for part in (part.choosing(chosen) for part in parts) if len(part.targets)]
+        parts.append(HeldOut(keys, targets, samples, statistics(keys, targets), base))
+    if sum(len(part.targets) for part in parts) < n_tokens or single:
+        return [part.learning(total - part.learnt) for part in parts]
+    # The folds have all tokens. Adding up the other parts, instead of subtracting, keeps few tokens as few rows.
+    others = [[other.learnt for other in parts if other is not part] for part in parts]
+    return [part.learning(functools.reduce(operator.add, o)) for part, o in zip(parts, others, strict=True)]
 
 
 class WeightProblem(Stateful):
@@ -338,7 +396,7 @@ class WeightProblem(Stateful):
         "alpha": OneOf("auto", field=Number(0)),
         "memory_weight": OneOf("auto", field=Number(0)),
         "max_iter": Integer(),
-        "among": Maybe(Listed(Integer())),
+        "among": Maybe(Listed(Listed(Integer()))),
         "base": Maybe(FastWeights.record()),
         "hold_out": Boolean(),
     }

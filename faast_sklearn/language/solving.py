@@ -21,7 +21,7 @@ direction ``a = (G + ε)⁻¹ Kᵀ1`` along which hidden states are nearly const
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,7 @@ __all__ = [
     "FURTHER_DAMPING",
     "Directions",
     "associative_weights",
+    "constant_readers",
     "curvature",
     "key_condition",
     "key_spectrum",
@@ -64,11 +65,24 @@ class Directions:
     ----------
     update : torch.Tensor of shape (d, d), float32
     reader, shift : torch.Tensor of shape (d,) and (vocabulary,), float32
+    tokens : torch.Tensor of shape (t,), int64, default=None
+        If given, ``update`` and ``shift``, both (d, t), change rows of the output matrix for these tokens; no reader.
+    fixed : torch.Tensor of shape (d, t), float32, default=None
+        Changes the same rows, whatever the strengths.
     """
 
     update: torch.Tensor
-    reader: torch.Tensor
+    reader: torch.Tensor | None
     shift: torch.Tensor
+    tokens: torch.Tensor | None = None
+    fixed: torch.Tensor | None = None
+
+    def of(self, tokens: torch.Tensor) -> "Directions":
+        """Return the parts for some of ``tokens``, which are sorted."""
+        assert self.tokens is not None
+        at = torch.searchsorted(self.tokens, tokens.to(self.tokens.device))
+        parts = {name: getattr(self, name)[:, at] for name in ("update", "shift", "fixed")}
+        return replace(self, tokens=tokens, **parts)
 
 
 def key_spectrum(memory: Any) -> Any:
@@ -196,6 +210,26 @@ def step_filter(moments: Any, spectrum: Any, alpha: float) -> torch.Tensor:
     return alpha ** (_POWER - 1) * (spectrum.values / (moments.n_tokens * mean) + alpha) ** -_POWER / mean
 
 
+def constant_readers(spectrum: Any, moments: Any, sums: torch.Tensor) -> torch.Tensor:
+    """Return the directions ``a = (G + ε)⁻¹ Kᵀ1`` along which groups of hidden states are nearly one, others zero.
+
+    Parameters
+    ----------
+    spectrum, moments
+        As in :func:`residual_directions`.
+    sums : torch.Tensor of shape (d, k)
+        Sum of the keys of each group, ``Kᵀ1``.
+
+    Returns
+    -------
+    torch.Tensor of shape (d, k)
+    """
+    values = spectrum.values / moments.n_tokens
+    mean = float(values.sum()) / spectrum.n_features
+    total = spectrum.vectors.T @ (sums / moments.n_tokens)
+    return spectrum.vectors @ (total / (values + _CONSTANT * mean)[:, None])
+
+
 def residual_directions(
     moments: Any,
     spectrum: Any,
@@ -226,7 +260,6 @@ def residual_directions(
     """
     n = moments.n_tokens
     values = spectrum.values / n
-    mean = float(values.sum()) / spectrum.n_features
     if solver == "pinv":
         f = pinv_filter(values, float(n) ** -alpha)
     else:
@@ -234,7 +267,6 @@ def residual_directions(
     gradient = spectrum.vectors.T @ (moments.memory.cross / n)
     left = spectrum.vectors @ (f[:, None] * gradient)
     update = _STEP * torch.cholesky_solve(left.T, factor).T
-    total = spectrum.vectors.T @ moments.memory.keys.mean
-    reader = spectrum.vectors @ (total / (values + _CONSTANT * mean))
+    reader = constant_readers(spectrum, moments, (n * moments.memory.keys.mean)[:, None])[:, 0]
     shift = torch.log((moments.counts + _PSEUDOCOUNT) / (moments.probability.clamp_min(0) + _PSEUDOCOUNT))
     return Directions(update.float(), reader.float(), (shift / logit_scale).float())

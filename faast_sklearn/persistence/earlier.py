@@ -43,6 +43,8 @@ def as_of_today(kind: str, node: Any) -> dict:
         node = _of_one_layer(kind, node)
     if kind == "FaastSeq2Seq" and "max_iter" not in parameters:
         node = _of_one_step(node)
+    if kind == "FaastSeq2Seq":
+        node = _with_one_node(node)
     return node
 
 
@@ -81,6 +83,16 @@ def _without_knobs(kind, node, gone):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SavedFileError(f"the saved file is not valid: its state has no known form ({error!r}).") from error
     return {**node, "parameters": parameters, "state": state}
+
+
+def _with_one_node(node):
+    """Return a language model whose choices, if it has any, are a tree of one node: its tokens were in a flat list."""
+    state = node["state"]
+    problem = state.get("_problem") if isinstance(state, dict) else None
+    among = problem.get("among") if isinstance(problem, dict) else None
+    if not isinstance(among, list) or not all(isinstance(token, int) for token in among):
+        return node
+    return {**node, "state": {**state, "_problem": {**problem, "among": [among]}}}
 
 
 def _of_one_layer(kind, node):

@@ -43,6 +43,11 @@ def log_shares(moments: Any) -> Any:
     return np.log(shares) - np.log(rows + _PRIOR_ROWS * len(shares))
 
 
+def log_share_of_none(moments: Any) -> float:
+    """Return what :func:`log_shares` would be for one more class, of which no row was seen."""
+    return float(np.log(_PRIOR_ROWS) - np.log(moments.effective_size + _PRIOR_ROWS * len(moments.classes)))
+
+
 def trust_in_left_out(moments: Any, inflation: float) -> Any:
     """Return how far left-out moments are trusted: 0 with one row per class, near 1 with many.
 

@@ -5,17 +5,20 @@ import logging
 import numpy as np
 import pytest
 import torch
+from helpers.choices import one_by_one
 from helpers.seq2seq import opened, pairs
 from helpers.tiny import tiny_model, tiny_tokenizer
 from sklearn.exceptions import NotFittedError
 
 from faast_sklearn import FaastSeq2Seq
+from faast_sklearn.backbones.handle import as_handle
 from faast_sklearn.errors import (
     NonFiniteError,
     NotFittedWarning,
     OutOfMemoryError,
     TruncationWarning,
 )
+from faast_sklearn.language.prompts import Prompts
 
 CHOICES = ["red", "red house", "the cat ran", "blue"]
 
@@ -34,16 +37,16 @@ def gpt2():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
-def test_choices_are_scored_as_whole_answers_and_the_score_is_accuracy(name):
+def test_choices_are_scored_along_their_tree_and_the_score_is_accuracy(name):
     X, y = pairs(40)[0], [CHOICES[i % 4] for i in range(40)]
     seq2seq = FaastSeq2Seq(opened(name), choices=CHOICES, batch_size=8).fit(X, y)
     test, wanted = pairs(15, 9, ragged=True)[0], [CHOICES[i % 3] for i in range(15)]
     scores = seq2seq.choice_log_probabilities(test)
     assert scores.shape == (15, 4)
-    for k, choice in enumerate(CHOICES):
-        for i in (0, 7, 14):
-            found = seq2seq.token_scores([test[i]], [choice])
-            assert scores[i, k] == pytest.approx(-found["nll"] * found["n_tokens"], abs=1e-4)
+    lm = as_handle(seq2seq.backbone).open_language_model("cpu", "float32")
+    with seq2seq.attached():
+        wanted_scores = one_by_one(lm, Prompts(lm), CHOICES, test)
+    np.testing.assert_allclose(scores, wanted_scores, atol=1e-4)
     predicted = seq2seq.predict(test)
     assert predicted.dtype == object
     assert list(predicted) == [CHOICES[k] for k in scores.argmax(1)]

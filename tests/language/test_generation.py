@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from helpers.choices import next_logits, one_by_one
 from helpers.tiny import tiny_model, tiny_tokenizer
 
 from faast_sklearn.backbones.handle import as_handle
@@ -12,7 +13,6 @@ from faast_sklearn.errors import BackboneError, InputError
 from faast_sklearn.features.loop import stream_features
 from faast_sklearn.language.choices import ChoiceScorer
 from faast_sklearn.language.generation import Generator
-from faast_sklearn.language.padding import decoder_inputs
 from faast_sklearn.language.prompts import Prompts
 
 CPU = torch.device("cpu")
@@ -40,15 +40,6 @@ def scores(lm, prompts, choices, X=X, batch_size=3, scorer=None):
     for indices, rows in stream_features(scorer, prompts.questions(X, room=scorer.room), batch_size=batch_size):
         found[indices] = rows.numpy()
     return found
-
-
-def next_logits(lm, prompt, answer):
-    """Logits after a prompt and a begun answer, the plain way: one sample, no cache, no padding."""
-    with torch.no_grad():
-        if not lm.encoder_decoder:
-            return lm.module(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 :]
-        start = decoder_inputs(lm, [[*answer, lm.eos_ids[0]]])
-        return lm.module(input_ids=torch.tensor([prompt]), decoder_input_ids=start).logits[0]
 
 
 def greedy(lm, prompt, n):
@@ -153,24 +144,14 @@ def test_settings_that_cannot_be_are_named(options, named):
 CHOICES = ["red", "red house", "the cat ran", "blue", "a a"]
 
 
-def one_by_one(lm, prompts, choices, X=X):
-    found = np.empty((len(X), len(choices)))
-    for i, source in enumerate(X):
-        for k, choice in enumerate(choices):
-            exchange = prompts.pairs([source], [choice])[0]
-            answer = list(exchange.answer)
-            logits = next_logits(lm, exchange.prompt, answer[:-1])
-            found[i, k] = logits.float().log_softmax(-1)[range(len(answer)), answer].sum()
-    return found
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("template", ["{source} is {target}", "{source} {target} tree"])
-def test_choices_score_as_whole_answers_one_by_one(name, template):
+def test_probabilities_of_choices_are_renormalised_along_their_tree(name, template):
     lm = opened(name)
     prompts = Prompts(lm, template)
-    wanted = one_by_one(lm, prompts, CHOICES)
+    wanted = one_by_one(lm, prompts, CHOICES, X)
     np.testing.assert_allclose(scores(lm, prompts, CHOICES), wanted, atol=1e-4)
+    np.testing.assert_allclose(np.exp(wanted).sum(1), 1.0, rtol=1e-6)
     assert np.ptp(wanted, axis=1).min() > 0.1
 
 
@@ -202,7 +183,7 @@ def test_choices_follow_the_turn_of_each_prompt():
     lm = opened("llama")
     prompts = Prompts(lm, lambda source: source + " is " if "cat" in source else source)
     lm.tokenizer.backend_tokenizer.pre_tokenizer = __import__("tokenizers").pre_tokenizers.Split(" ", "isolated")
-    np.testing.assert_allclose(scores(lm, prompts, CHOICES), one_by_one(lm, prompts, CHOICES), atol=1e-4)
+    np.testing.assert_allclose(scores(lm, prompts, CHOICES), one_by_one(lm, prompts, CHOICES, X), atol=1e-4)
     assert len({exchange.turn for exchange in prompts.questions(X)}) == 2
 
 
@@ -228,7 +209,7 @@ def test_choices_in_sliding_windows_and_double_precision():
     lm = LanguageModel(module, tiny_tokenizer("decoder"), CPU, torch.float64)
     prompts = Prompts(lm, "{source} is {target}")
     found = scores(lm, prompts, CHOICES)
-    np.testing.assert_allclose(found, one_by_one(lm, prompts, CHOICES), atol=1e-5)
+    np.testing.assert_allclose(found, one_by_one(lm, prompts, CHOICES, X), atol=1e-5)
     scorer = ChoiceScorer(lm, prompts, CHOICES)
     assert scorer.forward(scorer.collate(list(prompts.questions(X)))).dtype == torch.float64
 
