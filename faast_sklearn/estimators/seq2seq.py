@@ -116,8 +116,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     -----
     Learning costs a forward pass, two products of the learnt tokens with the output matrix, and O(d²) per token.
     Statistics take ``24 (d² + V)`` bytes for a vocabulary of V tokens; with choices 8 d², and as many for each place at
-    which choices part if there are several. The solve costs O(d³ + V d²) and a few passes of
-    the reserve through the output matrix; it runs at the first prediction after a change.
+    which choices part if there are several. The solve costs O(d³ + V d²) and a few passes of the reserve through the
+    output matrix; it runs at the first prediction after a change.
 
     References
     ----------
