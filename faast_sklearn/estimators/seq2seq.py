@@ -68,12 +68,12 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         "auto" is chosen on held-out tokens (residual) or by generalised cross-validation (embedding).
     memory_weight : "auto" or float, default="auto"
         Strength of the fast weights; 0 is the frozen model. "auto" minimises the negative log-likelihood of held-out
-        tokens (at most 1,024 of the kept ones) and is 0 unless the fast weights beat the
-        frozen model by two standard errors. With ``choices``, only tokens at which the choices differ count.
+        tokens (at most 1,024 of the kept ones) and is 0 unless the fast weights beat the frozen model by two standard
+        errors (with ``choices``, unless they beat it).
     max_iter : int, default=20
         Most closed-form steps. The first is of all learnt tokens; further ones follow if ``memory_weight`` is "auto",
-        ``target`` "residual" and ``solver`` "ridge", as long as held-out tokens gain. They need the hidden states of
-        learnt tokens, of which at most 32,768 are kept, and no pass of the network.
+        ``target`` "residual" and ``solver`` "ridge", there are no ``choices``, and held-out tokens gain. They need the
+        hidden states of learnt tokens, of which at most 32,768 are kept, and no pass of the network.
     learn_from : {"answer", "all"}, default="answer"
         Whether the tokens of prompts are learnt too. Encoder-decoders learn answers only.
     template : None, str or callable, default=None
@@ -82,7 +82,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         gets the source and returns the prompt or a list of chat messages.
     choices : sequence of str, default=None
         Predict the most likely of these strings instead of generating; each may have any number of tokens. Targets
-        have to be among them, and ``score`` is then the accuracy.
+        have to be among them, and ``score`` is then the accuracy. With ``target="residual"`` only the tokens at which
+        choices part are learnt: a discriminant, as in :class:`FaastClassifier`, is added to the frozen model's logits.
     max_new_tokens : int, default=64
         Maximum number of tokens of a generated answer.
     num_beams : int, default=1
@@ -104,7 +105,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Statistics of everything learnt; their size does not grow with the data.
     alpha_, memory_weight_, shift_weight_ : float
         The regulariser of the first step, its strength, and that of the shift; after :meth:`refine`, those of the last
-        step.
+        step. With ``choices``, the strengths of the discriminant and of the frozen model without its usual preference.
     condition_ : float or None
         Condition number of the solve for the keys of the output matrix, see ``FaastClassifier.condition_``; None if
         nothing was solved.
@@ -118,10 +119,11 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     Notes
     -----
     Learning costs a forward pass, two products of the learnt tokens with the output matrix, and O(d²) per token.
-    Statistics take ``32 d² + 24 V`` bytes for a vocabulary of V tokens, and the kept states ``4 d`` bytes per token in
-    float32, at most 75 MB at d = 576. The solve costs O(d³ + V d²), a few passes of the held-out tokens through the
-    output matrix, and for each step a pass of the kept tokens through the rows of 4,096 tokens; it runs at the first
-    prediction after a change.
+    Statistics take ``32 d² + 24 V`` bytes for a vocabulary of V tokens; with choices 8 d², and as many for each place at
+    which choices part if there are several. Kept states take ``4 d`` bytes per token in float32, at most 75 MB at
+    d = 576. The solve costs O(d³ + V d²), a few passes of the held-out tokens through the output matrix, and for each
+    further step a pass of the kept tokens through the rows of 4,096 tokens; it runs at the first prediction after a
+    change.
 
     References
     ----------
@@ -265,7 +267,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Raises
         ------
         ValueError
-            If ``target`` is not "residual", or the model is a published checkpoint: neither has a loss to step on.
+            If ``target`` is not "residual", or the model is a published checkpoint: neither has a loss to step on. If
+            there are ``choices``, which are learnt in a single step.
         InputError
             If these are not the texts that were learnt. The estimator is then as it was before the call.
         """
@@ -329,7 +332,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, len(choices))
-            Natural logarithms of the model's probabilities, end token included; the probabilities need not sum to one.
+            Natural logarithms. Wherever choices part, the model's probabilities of the next tokens are renormalised to
+            those of the choices; so the probabilities of the choices sum to one, whatever their lengths.
         """
         if self.choices is None:
             raise ValueError("choices is None; pass choices=[...] to the constructor.")

@@ -173,10 +173,9 @@ def _discriminant(part, counts, solver, alpha):
 
 def _biases(lm, tokens):
     """Return the constants that the model itself adds to the output matrix's result, float64."""
-    at = tokens.to(lm.device)
-    total = torch.zeros(len(tokens), dtype=torch.float64, device=lm.device)
+    at, total = tokens.to(lm.device), torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
     if lm.head.bias is not None:
-        total += lm.head.bias.detach()[at]
+        total += lm.head.bias.detach()[at].to(total)
     if lm.finish.bias is not None:
-        total += lm.finish.bias[at] / lm.finish.scale
-    return total.to(tokens.device)
+        total += lm.finish.bias[at].to(total) / lm.finish.scale
+    return total

@@ -62,7 +62,8 @@ def test_ids_are_learnt_and_scored_as_the_texts_that_they_stand_for(name):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
         assert lm.moments.reserve.folds() == seq2seq.moments_.reserve.folds()
         assert lm.solved().memory_weight == pytest.approx(seq2seq.memory_weight_, rel=1e-3, abs=1e-6)
-        assert lm.token_scores(**form) == pytest.approx(scores, rel=1e-4)
+        # Strengths agree to 1e-3 only, see above, and losses follow them.
+        assert lm.token_scores(**form) == pytest.approx(scores, rel=5e-4)
 
 
 def test_whole_texts_are_learnt_from_rows_and_from_batches_alike():
