@@ -119,8 +119,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     Notes
     -----
     Learning costs a forward pass, two products of the learnt tokens with the output matrix, and O(d²) per token.
-    Statistics take ``32 d² + 24 V`` bytes for a vocabulary of V tokens; with choices 8 d², and as many for each place at
-    which choices part if there are several. Kept states take ``4 d`` bytes per token in float32, at most 75 MB at
+    Statistics take ``32 d² + 24 V`` bytes for a vocabulary of V tokens; with choices 8 d², and as many for each place
+    at which choices part if there are several. Kept states take ``4 d`` bytes per token in float32, at most 75 MB at
     d = 576. The solve costs O(d³ + V d²), a few passes of the held-out tokens through the output matrix, and for each
     further step a pass of the kept tokens through the rows of 4,096 tokens; it runs at the first prediction after a
     change.
