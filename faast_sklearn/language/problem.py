@@ -260,7 +260,7 @@ def _residual(lm, moments, solver, alpha, memory_weight, max_iter, base, hold_ou
         else:
             learnt, spectrum = output, token_spectrum(output)
         found = residual_directions(learnt, spectrum, factor, solver, alpha, lm.finish.scale)
-        condition = key_condition(spectrum, learnt.n_tokens, solver, alpha)
+        condition = key_condition(learnt, spectrum, solver, alpha)
         _warn(condition, learnt.memory, solver, alpha)
         reader, shift = found.reader[:, None], second * found.shift[None]
         weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))

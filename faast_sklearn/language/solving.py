@@ -90,14 +90,12 @@ def key_spectrum(memory: Any) -> Any:
     return decompose(memory.keys.about_origin())
 
 
-def key_condition(spectrum: Any, n_tokens: float, solver: Any, alpha: Any) -> float:
+def key_condition(moments: Any, spectrum: Any, solver: Any, alpha: Any) -> float:
     """Return the condition number of the regularised key scatter that :func:`residual_directions` inverts.
 
     Parameters
     ----------
-    spectrum : Spectrum
-    n_tokens : float
-    solver, alpha
+    moments, spectrum, solver, alpha
         As in :func:`residual_directions`.
 
     Returns
@@ -105,8 +103,9 @@ def key_condition(spectrum: Any, n_tokens: float, solver: Any, alpha: Any) -> fl
     float
     """
     if solver == "pinv":
-        return float(condition_of(pinv_filter(spectrum.values, float(n_tokens) ** -alpha)))
-    return float(condition_of(ridge_filter(spectrum.values, max(alpha, _LEAST_ALPHA) * spectrum.mean_value)))
+        return float(condition_of(pinv_filter(spectrum.values, float(moments.n_tokens) ** -alpha)))
+    mean = moments.memory.keys.about_origin().trace() / spectrum.n_features
+    return float(condition_of(ridge_filter(spectrum.values, max(alpha, _LEAST_ALPHA) * mean)))
 
 
 def associative_weights(memory: Any, solver: Literal["ridge", "pinv"], alpha: float | Literal["auto"]) -> Any:

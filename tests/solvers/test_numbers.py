@@ -571,13 +571,18 @@ def test_a_language_model_tells_its_condition_number_and_warns(tiny_folder):
             {"target": "embedding", "alpha": 0.1},
         ):
             seq2seq = FaastSeq2Seq(model, device="cpu", memory_weight=0.5, **settings).fit(PAIRS, ANSWERS)
-            keys = seq2seq.moments_.output.memory.keys.about_origin()
-            values = np.linalg.eigvalsh(keys.matrix().numpy())
+            keys, prompts = seq2seq.moments_.output.memory.keys.about_origin(), seq2seq.moments_.output.prompts
+            scatter = keys.matrix().numpy()
+            trace = scatter.trace()
+            if prompts is not None:
+                # As many states of prompts as learnt ones.
+                scatter = scatter + keys.weight / prompts.weight * prompts.about_origin().matrix().numpy()
+            values = np.linalg.eigvalsh(scatter)
             values = values[values > 1e-12 * values[-1]]
             if settings.get("solver") == "pinv":
                 values, penalty = values[values > values[-1] / keys.weight ** (2 * settings["alpha"])], 0.0
             else:
-                penalty = settings["alpha"] * values.sum() / keys.n_features
+                penalty = settings["alpha"] * trace / keys.n_features
             expected = (values[-1] + penalty) / (values[0] + penalty)
             assert seq2seq.condition_ == pytest.approx(expected, rel=1e-6)
         assert FaastSeq2Seq(model, device="cpu", memory_weight=0.0).fit(PAIRS, ANSWERS).condition_ is None
