@@ -5,13 +5,12 @@ from typing import Any
 import torch
 
 from faast_sklearn.backbones.base import frozen
+from faast_sklearn.language.tokens import row_chunks
 
 __all__ = ["Shortlist"]
 
 # Of SmolLM2's 49,152 tokens, 4,096 have all learnt ones and 96 % of the probability; 8,192 give the same losses.
 _MOST = 4096
-# Logits that exist at once: 64 MB in float32.
-_MOST_LOGITS = 2**24
 
 
 class Shortlist:
@@ -49,26 +48,20 @@ class Shortlist:
     def _rows(self, tokens):
         return self.lm.head.weight.detach()[tokens].to(self.dtype)
 
-    def chunks(self, n: int) -> Any:
-        """Yield slices of n rows whose logits fit in memory."""
-        size = max(1, _MOST_LOGITS // (len(self.tokens) + 1))
-        for start in range(0, n, size):
-            yield slice(start, start + size)
-
     def rest(self, keys: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """Return the logit of all others in the frozen model with the shift; shape (t,). O(t V d)."""
         if not len(self.others):
             return torch.empty((len(keys), 0), device=keys.device)
         matrix, bias = self._rows(self.others), self.lm.head.bias
-        found, size = [], max(1, _MOST_LOGITS // len(self.others))
+        found = []
         with frozen(self.lm.module):
-            for start in range(0, len(keys), size):
-                raw = keys[start : start + size] @ matrix.T
-                raw.addcmul_(read[start : start + size, None], self.shift[self.others])
+            for rows in row_chunks(len(keys), len(self.others)):
+                raw = keys[rows] @ matrix.T
+                raw.addcmul_(read[rows, None], self.shift[self.others])
                 if bias is not None:
                     raw += bias[self.others]
                 found.append(self.lm.finish(raw, self.others).logsumexp(1, keepdim=True))
-        return torch.cat(found) if found else torch.empty((0, 1), device=keys.device)
+        return torch.cat(found)
 
     def raw(self, states: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """Return the output matrix's result for the shortlist, with the shift; shape (t, s)."""
@@ -89,7 +82,7 @@ class Shortlist:
         Targets have to be on the shortlist.
         """
         found = torch.empty_like(keys)
-        for rows in self.chunks(len(keys)):
+        for rows in row_chunks(len(keys), len(self.tokens) + 1):
             moved = keys[rows] @ update
             raw = self.raw(keys[rows] + moved, read[rows])
             difference = -self.logits(raw, rest[rows], moved).softmax(1)
@@ -107,7 +100,7 @@ class Shortlist:
         on_list = self.position[targets] >= 0
         keys, read, rest = keys[on_list], read[on_list], rest[on_list]
         wanted, totals = self.position[targets[on_list], None], torch.zeros(len(lengths), dtype=torch.float64)
-        for rows in self.chunks(len(keys)):
+        for rows in row_chunks(len(keys), len(self.tokens) + 1):
             start, along = keys[rows] @ update, keys[rows] @ step
             raw, raised = self.raw(keys[rows] + start, read[rows]), along @ self.matrix.T
             for i, length in enumerate(lengths):
