@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import numbers
 import os
@@ -227,6 +228,7 @@ class _Training:
             logits = module(input_ids=scored, use_cache=False).logits[:, :-1]
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), scored[:, 1:].flatten())
 
+    @functools.cached_property
     def _manifest(self):
         model, text = fingerprint(self.lm.module.state_dict()), digest(self.stream).hex()
         return {**self.settings, "dtype": str(self.lm.dtype), "model": model, "corpus": text}
@@ -238,12 +240,12 @@ class _Training:
             tensors[str(i)] = parameter.detach()
             for name in _MOMENTS:
                 tensors[f"{i}.{name}"] = self.optimizer.state[parameter][name]
-        write_archive(path, {"training": self._manifest()}, tensors)
+        write_archive(path, {"training": self._manifest}, tensors)
 
     def resume(self, path):
         """Read the state; raise InputError if it is that of another training."""
         manifest, tensors = read_archive(path)
-        found, wanted = manifest.get("training") if isinstance(manifest, dict) else None, self._manifest()
+        found, wanted = manifest.get("training") if isinstance(manifest, dict) else None, self._manifest
         if not isinstance(found, dict) or found.keys() != wanted.keys():
             raise InputError(f"{str(path)!r} is not the state of a training of readouts; use another folder.")
         other = [name for name, value in wanted.items() if found[name] != value]
