@@ -266,8 +266,10 @@ def _residual(lm, moments, solver, alpha, memory_weight, max_iter, base, hold_ou
         weights = FastWeights("residual", *(_cast(lm, t) for t in (first * found.update, reader, shift)))
     if parts and automatic and first and max_iter > 1 and solver == "ridge" and base is None:
         directions = residual_directions(parts[0].learnt, spectra[0], factor, solver, alpha, lm.finish.scale)
-        start = parts[0].learning(directions)
-        further = _further(lm, moments, parts[0], start, (first, second), spectra[0], damped, further_alpha, max_iter)
+        start, whole = parts[0].learning(directions), None if hold_out else spectrum
+        further = _further(
+            lm, moments, parts[0], start, (first, second), spectra[0], whole, damped, further_alpha, max_iter
+        )
         if further is not None:
             return replace(further, alpha=float(alpha), condition=condition)
     if base is not None:
@@ -275,14 +277,17 @@ def _residual(lm, moments, solver, alpha, memory_weight, max_iter, base, hold_ou
     return SolvedWeights(weights, float(alpha), float(first), float(second), loss, condition)
 
 
-def _further(lm, moments, part, start, strengths, spectrum, damped, alpha, max_iter):
-    """Take further steps on kept tokens; return None if held-out tokens gain no more than by chance."""
+def _further(lm, moments, part, start, strengths, spectrum, whole, damped, alpha, max_iter):
+    """Take further steps on kept tokens; return None if held-out tokens gain no more than by chance.
+
+    ``spectrum`` is without held-out tokens, ``whole`` with them; without ``whole`` they stay unlearnt.
+    """
     reserve = moments.reserve
     held = set(reserve.folds(moments.output.n_tokens)[0])
     kept = [i for i in range(len(reserve)) if i not in held]
     if not kept:
         return None
-    factor, every = damped(FURTHER_DAMPING), range(len(reserve))
+    factor = damped(FURTHER_DAMPING)
 
     def descent(learnt, spectrum, which):
         keys, targets, _ = reserve.rows(which)
@@ -298,9 +303,9 @@ def _further(lm, moments, part, start, strengths, spectrum, damped, alpha, max_i
     before, after = losses_at(lm, [start], strengths), losses_with(lm, [part], weights(update))
     if not is_better(before, after, [part]):
         return None
-    if len(part.targets) * _SMALL_SHARE > moments.output.n_tokens:
+    if whole is not None and len(part.targets) * _SMALL_SHARE > moments.output.n_tokens:
         # Held-out tokens are too many to leave unlearnt: the same steps again, with all.
-        update, _ = descent(moments.output, token_spectrum(moments.output), every).run(max_iter, lengths=lengths)
+        update, _ = descent(moments.output, whole, range(len(reserve))).run(max_iter, lengths=lengths)
     return SolvedWeights(weights(update), alpha, *strengths, float(after.mean()), n_iter=len(lengths))
 
 

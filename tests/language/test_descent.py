@@ -10,10 +10,12 @@ from helpers.tiny import WORDS, tiny_tokenizer
 
 from faast_sklearn import FaastSeq2Seq, backbone, load, merge, save
 from faast_sklearn.backbones.transformers.language_model import LanguageModel
+from faast_sklearn.language import problem as problem_module
 from faast_sklearn.language import reserve as reserve_module
 from faast_sklearn.language import shortlist as shortlist_module
 from faast_sklearn.language.descent import Descent
 from faast_sklearn.language.fast_weights import FastWeights
+from faast_sklearn.language.problem import solve_weights
 from faast_sklearn.language.prompts import Prompts
 from faast_sklearn.language.shortlist import Shortlist
 from faast_sklearn.language.solving import FURTHER_DAMPING, curvature, step_filter, token_spectrum
@@ -184,6 +186,25 @@ def test_further_steps_depend_on_what_was_learnt_alone(handle, tmp_path):
     np.testing.assert_array_equal(again.predict(TEXTS[:4]), whole.predict(TEXTS[:4]))
     again.partial_fit(["the dog"], ["the mat"])
     assert_same_weights(again, fitted(handle).partial_fit(["the dog"], ["the mat"]))
+
+
+def test_held_out_tokens_stay_unlearnt_for_a_further_pass(handle):
+    """What tokens are held out decides nothing but the lengths of the steps: their targets teach nothing."""
+    lm, moments = handle.open_language_model("cpu"), fitted(handle).moments_
+    settings = {"target": "residual", "solver": "ridge", "alpha": "auto", "memory_weight": "auto", "max_iter": 20}
+    learnt = []
+
+    def recorded(lm, moments, *rest):
+        learnt.append(moments.n_tokens)
+        return Descent(lm, moments, *rest)
+
+    n_held = sum(len(moments.reserve.samples[i].targets) for i in moments.reserve.folds(moments.output.n_tokens)[0])
+    with mock.patch.object(problem_module, "Descent", recorded):
+        assert solve_weights(lm, moments, **settings, hold_out=True).n_iter > 1
+        assert learnt == [moments.output.n_tokens - n_held]
+        learnt.clear()
+        solve_weights(lm, moments, **settings)
+        assert learnt == [moments.output.n_tokens - n_held, moments.output.n_tokens]
 
 
 def test_a_reserve_of_some_tokens_still_takes_further_steps(handle):
