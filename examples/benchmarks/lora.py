@@ -4,8 +4,8 @@
 
 Adapters of rank 8 (``peft``) train with AdamW, warm-up and a cosine on the tokens of the answers, in batches of 16
 pairs whose order is shuffled in each epoch. They see the same prompts, are judged on the same tokens and write with
-the same loop as FaastSeq2Seq. ``--modules`` restricts them to a part of the model: its attention, its MLPs, its last
-two blocks, or its output matrix. Among several rates, the best after one epoch on the first half of the test pairs is
+the same loop as FaastSeq2Seq. ``--modules`` restricts them to a part of the model: its attention, its MLPs or its last
+two blocks. Among several rates, the best after one epoch on the first half of the test pairs is
 used; all figures are of the second half.
 """
 
@@ -29,35 +29,21 @@ from faast_sklearn.language.passes import LearningPass
 from faast_sklearn.language.prompts import Prompts
 from faast_sklearn.language.scoring import text_score
 
-MODULES = ("all", "attention", "mlp", "last-2", "output")
+MODULES = ("all", "attention", "mlp", "last-2")
 
 
 def adapters(lm, modules):
-    """Put adapters beside linear layers of the model; return how to take them away, and what trains."""
+    """Put adapters beside linear layers of the model, and return it with them."""
     names = {name: part for name, part in lm.module.named_modules() if isinstance(part, torch.nn.Linear)}
-    head = next(name for name, part in names.items() if part is lm.head)
-    inner = [name for name in names if name != head]
+    inner = [name for name, part in names.items() if part is not lm.head]
     blocks = {name: int(next((word for word in name.split(".") if word.isdigit()), -1)) for name in inner}
     chosen = {
         "all": inner,
         "attention": [name for name in inner if "attn" in name],
         "mlp": [name for name in inner if "mlp" in name],
         "last-2": [name for name in inner if blocks[name] >= len(lm.layers) - 2],
-        "output": [head],
     }[modules]
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=chosen)
-    peft.inject_adapter_in_model(config, lm.module)
-    return [p for p in lm.module.parameters() if p.requires_grad]
-
-
-def remove(lm):
-    """Take the adapters away and leave the model as it was."""
-    for name, part in list(lm.module.named_modules()):
-        if isinstance(part, peft.tuners.lora.LoraLayer):
-            parent = lm.module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], part.base_layer)
-    del lm.module.peft_config
-    lm.module.requires_grad_(True)
+    return peft.get_peft_model(lm.module, peft.LoraConfig(r=8, lora_alpha=16, target_modules=chosen))
 
 
 def train(lm, exchanges, rate, epochs, trained, batch_size=16):
@@ -134,7 +120,8 @@ def main():
     def trained(modules, rate, epochs):
         """Yield seconds and memory of training, with the trained adapters in the model."""
         torch.manual_seed(0)
-        weights = adapters(lm, modules)
+        adapted = adapters(lm, modules)
+        weights = [p for p in adapted.parameters() if p.requires_grad]
         if lm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(lm.device)
         start = time.perf_counter()
@@ -142,9 +129,10 @@ def main():
         seconds = time.perf_counter() - start
         peak = torch.cuda.max_memory_allocated(lm.device) / 2**20 if lm.device.type == "cuda" else math.nan
         try:
-            yield seconds, peak, sum(p.numel() * p.element_size() for p in weights) / 2**20
+            yield seconds, peak, sum(p.nbytes for p in weights) / 2**20
         finally:
-            remove(lm)
+            adapted.unload()  # its layers were put into the model itself
+            vars(lm.module).pop("peft_config", None)  # peft 0.18 leaves it there
 
     heads = ["adapters", "rate", "epochs", "NLL per token", "next-token accuracy, %", "BLEU", "chrF", "seconds"]
     print_row(*heads, "peak MiB", "MiB kept")
