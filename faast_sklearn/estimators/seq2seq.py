@@ -22,7 +22,7 @@ from faast_sklearn.estimators.turns import changing
 from faast_sklearn.features.loop import stream_features
 from faast_sklearn.features.readers import in_order
 from faast_sklearn.inputs.samples import as_samples
-from faast_sklearn.language.choices import ChoicePass, ChoiceScorer, choice_tree, refuse_other_targets
+from faast_sklearn.language.choices import ChoicePass, ChoiceScorer, checked_choices, choice_tree, refuse_other_targets
 from faast_sklearn.language.export import save_folded
 from faast_sklearn.language.fast_weight_lm import FastWeightLM
 from faast_sklearn.language.generation import Generator
@@ -468,6 +468,7 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
     def _fast_weight_lm(self):
         """Return the open model with what was learnt, if anything."""
         lm = self._frozen_lm(self._open_as_saved())
+        Prompts(lm.model, self.template)  # errors of these parameters come before those of a change
         if self.__sklearn_is_fitted__():
             lm.problem = self._current()
         return lm
@@ -609,6 +610,8 @@ class FaastSeq2Seq(LearningMixin, Persistent, BaseEstimator):
 
     def _check_params(self, partial=False):
         check_settings(target=self.target, **self._solve_settings())
+        if self.choices is not None:
+            checked_choices(self.choices)
         for name, allowed in (("learn_from", ("answer", "all")), ("scoring", _SCORINGS)):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in allowed):

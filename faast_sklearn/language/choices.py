@@ -13,7 +13,7 @@ from faast_sklearn.errors import BackboneError, InputError, nearest, shortened
 from faast_sklearn.language.padding import decoder_inputs, pad_rows
 from faast_sklearn.language.passes import ExchangePass, LearningPass
 
-__all__ = ["ChoicePass", "ChoiceScorer", "ChoiceTree", "choice_tree", "refuse_other_targets"]
+__all__ = ["ChoicePass", "ChoiceScorer", "ChoiceTree", "checked_choices", "choice_tree", "refuse_other_targets"]
 
 # Most logits and most cached tokens that may exist at once, for a batch of the default size.
 _MOST_LOGITS = 2**26
@@ -139,7 +139,7 @@ class ChoiceScorer(ExchangePass):
     """
 
     def __init__(self, lm: Any, prompts: Any, choices: Sequence) -> None:
-        self.choices = _checked(choices)
+        self.choices = checked_choices(choices)
         super().__init__(lm)
         self.prompts = prompts
         self._ids = {}  # tokens of the answers, by turn: a callable template may use several turns
@@ -286,7 +286,17 @@ def _wide(logits):
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _checked(choices):
+def checked_choices(choices: Any) -> list:
+    """Return the choices as a list; raise InputError unless they are different strings with text.
+
+    Examples
+    --------
+    >>> from faast_sklearn.language.choices import checked_choices
+    >>> checked_choices("cat")
+    Traceback (most recent call last):
+    ...
+    faast_sklearn.errors.InputError: choices must be a list of strings, got 'cat'.
+    """
     # A set has no stable order.
     if isinstance(choices, (str, bytes, Mapping, Set)) or not isinstance(choices, Iterable):
         raise InputError(f"choices must be a list of strings, got {choices!r}.")
@@ -321,7 +331,7 @@ def refuse_other_targets(targets: Sequence, choices: Sequence) -> None:
     ...
     faast_sklearn.errors.InputError: y[1] is 'Bad', which is not one of choices; the nearest is 'bad'.
     """
-    choices = _checked(choices)
+    choices = checked_choices(choices)
     known = set(choices)
     for i, target in enumerate(targets):
         if target not in known:
@@ -338,4 +348,4 @@ def choice_tree(prompts: Any, choices: Sequence) -> "ChoiceTree":
     choices : sequence of str
     """
     turn = prompts.questions(["a"])[0].turn
-    return ChoiceTree(prompts.answers(_checked(choices), turn))
+    return ChoiceTree(prompts.answers(checked_choices(choices), turn))

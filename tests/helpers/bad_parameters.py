@@ -123,6 +123,9 @@ SEQ2SEQ_PARAMETERS = {
         says="memory_weight must be 'auto' or a finite number",
         methods=EVERY,
     ),
+    "max_iter": refused(
+        0, -1, 1.5, True, None, "auto", says="max_iter must be an integer of at least 1", methods=EVERY
+    ),
     "learn_from": refused("prompt", None, says="learn_from must be one of", methods=EVERY),
     "template": [
         (7, InputError, ["template=7 is int"], EVERY),
